@@ -1,0 +1,1 @@
+"""How fast Perdure is, beside the bare database and DBOS, in one run: `python -m benchmarks`."""

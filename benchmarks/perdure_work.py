@@ -1,0 +1,208 @@
+"""One workload on Perdure, in a process and a SQLite file of its own: `python -m benchmarks.perdure_work w1 ...`.
+
+It prints one line of JSON; a workload named `_kill` ends by SIGKILL instead, and its `_restart` goes on from there.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import json
+import os
+import resource
+import signal
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from benchmarks.flows import FLOWS, fan, long, one, probe, ten, two, wait
+from perdure import Engine, FlowFunction, Outgoing
+
+IMPORTED_AT = time.monotonic()
+IDLE_S = 2.0
+Figures = dict[str, float]
+
+
+class Meter:
+    """Times and, when asked, profiles the part of a workload that counts."""
+
+    def __init__(self, profile: Path | None) -> None:
+        self._out = profile
+        self._profile = cProfile.Profile() if profile else None
+        self.wall_s = self.process_s = self.thread_s = 0.0
+
+    def __enter__(self) -> "Meter":
+        self._wall, self._process, self._thread = time.perf_counter(), time.process_time(), time.thread_time()
+        if self._profile:
+            self._profile.enable()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._profile:
+            self._profile.disable()
+            self._profile.dump_stats(str(self._out))
+        self.wall_s = time.perf_counter() - self._wall
+        self.process_s = time.process_time() - self._process
+        self.thread_s = time.thread_time() - self._thread
+
+    def figures(self) -> Figures:
+        """Wall time, and processor time of the loop's thread and of all others."""
+        return {"metered_s": self.wall_s, "loop_cpu_s": self.thread_s, "other_cpu_s": self.process_s - self.thread_s}
+
+
+def resident_kb() -> float:
+    """The process's resident memory now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+async def until_waiting(count: int) -> None:
+    """`count` flows of this process have reached their `receive`, and the loop has had time to settle."""
+    while probe.waiting < count:  # a flow must not set an event of the real loop
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.005)
+
+
+async def w1(engine: Engine, count: int, meter: Meter) -> Figures:
+    with meter:
+        got = await asyncio.gather(*[engine.run(ten, 0, id=f"w1-{n}") for n in range(count)])
+    assert got == [10] * count
+    return {"steps_per_s": count * 10 / meter.wall_s}
+
+
+async def w2(engine: Engine, count: int, meter: Meter) -> Figures:
+    async def median_ms(work: FlowFunction[[int], int], name: str, expected: int) -> float:
+        took: list[float] = []
+        for n in range(count):
+            begin = time.perf_counter()
+            got = await engine.run(work, 0, id=f"w2-{name}-{n}")
+            took.append(time.perf_counter() - begin)
+            assert got == expected
+        return statistics.median(took) * 1e3
+
+    with meter:
+        ten_ms = await median_ms(ten, "ten", 10)
+    return {"ten_ms": ten_ms, "one_ms": await median_ms(one, "one", 1)}
+
+
+async def w3(engine: Engine, count: int, meter: Meter) -> Figures:
+    with meter:
+        got = await engine.run(fan, count, id="w3")
+    assert got == count * (count + 1) // 2
+    return {"gather_ms": meter.wall_s * 1e3}
+
+
+async def w4(engine: Engine, count: int, meter: Meter) -> Figures:
+    took: list[float] = []
+    with meter:
+        for n in range(count):
+            handle = await engine.start(wait, n, id=f"w4-{n}")
+            await until_waiting(n + 1)
+            begin = time.perf_counter()
+            await handle.send("go")
+            got = await handle.result()
+            took.append(time.perf_counter() - begin)
+            assert got == "go"
+    return {"wake_ms": statistics.median(took) * 1e3}
+
+
+async def w5(engine: Engine, count: int, meter: Meter) -> Figures:
+    ids = [f"w5-{n}" for n in range(count)]
+    gc.collect()
+    before = resident_kb()
+    begin = time.perf_counter()
+    await engine.start_many(wait, [(name, n) for n, name in enumerate(ids)])
+    acknowledged_s = time.perf_counter() - begin
+    while probe.waiting < count:
+        await asyncio.sleep(0.001)
+    start_s = time.perf_counter() - begin
+    await asyncio.sleep(0.5)
+    gc.collect()
+    kb_each = (resident_kb() - before) / count
+    idle = time.process_time()
+    await asyncio.sleep(IDLE_S)
+    idle_cpu = (time.process_time() - idle) / IDLE_S * 100
+    send_begin = time.perf_counter()
+    with meter:
+        await engine.send_many(wait, [Outgoing(name, "go") for name in ids])
+        sent_s = time.perf_counter() - send_begin
+        got = await asyncio.gather(*[engine.handle(wait, name).result() for name in ids])
+    assert got == ["go"] * count
+    return {
+        "start_s": start_s, "acknowledged_s": acknowledged_s, "kb_each": kb_each, "idle_cpu": idle_cpu,
+        "finish_s": meter.wall_s, "sent_s": sent_s,
+    }  # fmt: skip
+
+
+async def w6(engine: Engine, count: int, meter: Meter) -> Figures:
+    with meter:
+        got = await engine.run(long, count, id="w6")
+    assert got == count
+    ticks, tenth = probe.ticks, count // 10
+    first_ms = (ticks[tenth - 1] - ticks[0]) / (tenth - 1) * 1e3
+    last_ms = (ticks[-1] - ticks[-tenth]) / (tenth - 1) * 1e3
+    return {"wall_s": meter.wall_s, "first_ms": first_ms, "last_ms": last_ms, "growth": last_ms / first_ms}
+
+
+async def w6_kill(engine: Engine, count: int, meter: Meter) -> Figures:
+    await engine.run(long, count, id="w6")
+    raise SystemExit("the step did not kill the process")
+
+
+async def w6_restart(engine: Engine, count: int, meter: Meter) -> Figures:
+    assert await engine.handle(long, "w6").result() == count
+    return {"next_step_at": probe.next_step_at, "steps_again": len(probe.ticks)}
+
+
+async def w7_kill(engine: Engine, count: int, meter: Meter) -> Figures:
+    await engine.start_many(two, [(f"w7-{n}", n) for n in range(count)])
+    while probe.second < count:  # the step must do no more than count
+        await asyncio.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit("still alive")
+
+
+async def w7_restart(engine: Engine, count: int, meter: Meter) -> Figures:
+    got = await asyncio.gather(*[engine.handle(two, f"w7-{n}").result() for n in range(count)])
+    done_at = time.monotonic()
+    assert got == list(range(count))
+    return {"done_at": done_at, "first_again": probe.first, "second_again": probe.second}
+
+
+Work = Callable[[Engine, int, Meter], Awaitable[Figures]]
+WORK: dict[str, Work] = {
+    "w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6,
+    "w6_kill": w6_kill, "w6_restart": w6_restart, "w7_kill": w7_kill, "w7_restart": w7_restart,
+}  # fmt: skip
+
+
+async def measure(name: str, directory: Path, count: int, meter: Meter) -> Figures:
+    """The workload has run on a file in `directory`; all it found is returned."""
+    launch_at = time.monotonic()
+    async with Engine(f"sqlite:///{directory / 'bench.db'}", flows=FLOWS) as engine:
+        ready_at = time.monotonic()
+        if not name.endswith(("_kill", "_restart")):
+            await engine.run(one, 0, id="warm-up")
+        figures = await WORK[name](engine, count, meter)
+    return figures | {"imported_at": IMPORTED_AT, "launch_at": launch_at, "ready_at": ready_at}
+
+
+def main() -> None:
+    """One line of JSON with the workload's figures is on standard output."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=WORK)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--profile", type=Path)
+    options = parser.parse_args()
+    probe.kill_at, probe.second_life = options.kill_at, options.work.endswith("_restart")
+    meter = Meter(options.profile)
+    figures = asyncio.run(measure(options.work, options.dir.resolve(), options.count, meter))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**figures, **meter.figures(), "peak_mb": peak_mb}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Programs that show Perdure at work; each runs by `python -m examples.<name>`."""

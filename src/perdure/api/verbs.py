@@ -1,0 +1,94 @@
+"""What a flow does to other instances: the engine's verbs, journaled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .flow import AnyFlow, FlowFunction, name_of, unwrap
+from .handle import Handle
+from .outgoing import Outgoing
+from .scope import Place, Started, finish, in_flow
+
+if TYPE_CHECKING:
+    from typing import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
+
+R = TypeVar("R")
+
+
+@overload
+def start(flow: str, /, *args: object, id: str | None = None, detached: bool = False) -> Coroutine[Any, Any, Handle[Any]]: ...
+@overload
+def start(
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None, detached: bool = False
+) -> Coroutine[Any, Any, Handle[R]]: ...
+async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool = False) -> Handle[Any]:
+    """The instance is asked for; it exists when the flow's entry is durable. Never fails: see the handle's `result`.
+
+    Args:
+        id: of the new instance; without it one is made of this run and operation. One that exists with the same arguments is used.
+        detached: it lives on when this flow ends; else it is cancelled then.
+    """
+    place = in_flow("start()")
+    return await _start(place, flow, args, id, detached=detached)
+
+
+async def _start(place: Place, flow: Any, args: tuple[Any, ...], id: str | None, *, detached: bool) -> Handle[Any]:
+    function, positional = unwrap(flow, args)
+    started: Started = await finish(place.run.start(place, function, positional, id, detached=detached))
+    return Handle(started.flow, started.id, started=started)
+
+
+@overload
+def run(flow: str, /, *args: object, id: str | None = None) -> Coroutine[Any, Any, Any]: ...
+@overload
+def run(
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None
+) -> Coroutine[Any, Any, R]: ...
+async def run(flow: Any, /, *args: Any, id: str | None = None) -> Any:
+    """The result of a child. Its own exception is raised here; if the wait is cancelled, so is the child."""
+    place = in_flow("run()")
+    function, positional = unwrap(flow, args)
+    started: Started = await finish(place.run.start(place, function, positional, id, detached=False))
+    return await finish(place.run.wait(place, started, child=True, timeout=None))
+
+
+async def start_many(
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
+) -> Sequence[Handle[R]]:
+    """All instances are asked for, each (id, *arguments); handles in the order given."""
+    place = in_flow("start_many()")
+    return [await _start(place, flow, item[1:], item[0], detached=False) for item in items]
+
+
+async def send(
+    flow: AnyFlow | str, id: str, message: object, /, *, key: str | None = None, name: str | None = None
+) -> None:
+    """The message is on its way: it is in the inbox of (flow, id) when this flow's entry is durable, exactly once."""
+    place = in_flow("send()")
+    await finish(place.run.send(place, name_of(flow), id, message, key, name))
+
+
+async def send_many(flow: AnyFlow | str, items: Iterable[Outgoing], /) -> None:
+    """All messages are on their way, in the order given."""
+    place = in_flow("send_many()")
+    for item in items:
+        await finish(place.run.send(place, name_of(flow), item.id, item.message, item.key, item.name))
+
+
+@overload
+def handle(flow: FlowFunction[..., R], id: str, /) -> Handle[R]: ...
+@overload
+def handle(flow: str, id: str, /) -> Handle[Any]: ...
+def handle(flow: Any, id: str, /) -> Handle[Any]:
+    """A handle of (flow, id), whose methods are journaled."""
+    in_flow("handle()")
+    return Handle(name_of(flow), id)
+
+
+async def cancel(flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
+    """The instance is asked to end when this flow's entry is durable. Nothing happens to one that has ended."""
+    place = in_flow("cancel()")
+    await finish(place.run.cancel(place, name_of(flow), id, reason))

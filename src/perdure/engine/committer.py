@@ -1,0 +1,279 @@
+"""Group commit: all writes of a replica go through here, in batches of one transaction each.
+
+While a commit is under way the next batch gathers; it is taken at the end of the loop's turn, after the flows ran to idle.
+It knows the store and nothing of flows: who wants to know when a write is durable is told by number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from ..errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
+from ..model.writes import Answer, Batch, Write
+from ..stores.contract import Store
+
+logger = logging.getLogger("perdure")
+
+BATCH_WRITES: Final = 20_000
+"""A batch takes at most so many writes, in the order in which they came (so that of each instance it takes a prefix)."""
+BATCH_BYTES: Final = 32 * 1024 * 1024
+RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Between tries while the store is away or full; the last one repeats."""
+
+Told = Callable[[Answer, BaseException | None], None]
+
+
+class CommitterHost(Protocol):
+    """What the committer tells the engine."""
+
+    def now(self) -> float: ...
+    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+        """These are durable; called in the real loop, once per batch, before anybody else is told."""
+        ...
+
+    def holding_changed(self, reason: str | None) -> None:
+        """The store takes no commits now, for this reason; None: it does again."""
+        ...
+
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
+        """The store will never take the data of these writes, which are one instance's or one outsider's: gives what to write instead."""
+        ...
+
+    def lost(self, error: LeaseLost) -> None:
+        """The fence does not hold; nothing of this replica is written any more."""
+        ...
+
+
+class Committer:
+    """See the module. `durable` is the number of writes, in the order of `write`, that are on disk."""
+
+    def __init__(self, store: Store, host: CommitterHost, real: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._host = host
+        self._real = real
+        self.replica: str | None = None
+        self.epoch = 0
+        self.durable = 0
+        self.position = 0
+        self.batches = 0
+        self._writes: list[Write] = []
+        self._told: list[tuple[int, Told]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._scheduled = False
+        self._closed: BaseException | None = None
+        self._idle: asyncio.Event = asyncio.Event()
+        self._idle.set()
+
+    def write(self, write: Write) -> int:
+        """The write is in the next batch; gives its number, to be compared with `durable`."""
+        self._writes.append(write)
+        self.position += 1
+        if not self._scheduled:
+            self._scheduled = True
+            self._real.call_soon(self._flush)
+        return self.position
+
+    def write_and_tell(self, write: Write, told: Told) -> int:
+        """As `write`; `told` is called with the answer when it is durable, or with the error if it never will be."""
+        if self._closed is not None:
+            told(None, self._closed)
+            return self.position
+        number = self.write(write)
+        self._told.append((number, told))
+        return number
+
+    async def ask(self, write: Write) -> Any:
+        """The answer to the write, when it is durable. Cancelling the wait does not take the write back."""
+        future: asyncio.Future[Answer] = self._real.create_future()
+
+        def told(answer: Answer, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(answer)
+            else:
+                future.set_exception(error)
+
+        self.write_and_tell(write, told)
+        return await future
+
+    def withdraw(self, write: Write) -> bool:
+        """The write is not made, if its batch was not taken yet."""
+        for i in range(len(self._writes) - 1, -1, -1):
+            if self._writes[i] is write:
+                self._writes[i] = _NOTHING
+                return True
+        return False
+
+    def discard(self, uid: bytes) -> None:
+        """What was written of this instance and is in no batch yet is not made."""
+        for i, write in enumerate(self._writes):
+            if write is not _NOTHING and whose(write) == uid:
+                self._writes[i] = _NOTHING
+
+    async def drained(self) -> None:
+        """Everything that was written before is durable (or the committer was stopped)."""
+        while self._writes or self._task is not None:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def stop(self, error: BaseException) -> None:
+        """No more batches; who waits is told the error."""
+        self._closed = error
+        for _, told in self.take_outside():
+            told(None, error)
+
+    def take_outside(self) -> list[tuple[Write, Told]]:
+        """Nothing is left to write; gives what outsiders wait for, which another committer may make good."""
+        outside = [(self._writes[number - self.durable - 1], told) for number, told in self._told]
+        self._writes, self._told = [], []
+        self._idle.set()
+        return outside
+
+    # ------------------------------------------------------------ the batches
+
+    def _flush(self) -> None:
+        if not self._writes or self._closed is not None:
+            self._scheduled = False
+            self._idle.set()
+            return
+        self._task = asyncio.Task(self._commit(self._take()), loop=self._real)  # `_scheduled` stays until it is done
+
+    def _take(self) -> list[Write]:
+        writes = self._writes
+        n = len(writes) if len(writes) <= BATCH_WRITES else BATCH_WRITES
+        if n * 200_000 > BATCH_BYTES:  # only then can it be too much
+            n = _prefix_of_bytes(writes, n)
+        self._writes = writes[n:]
+        return writes if n == len(writes) else writes[:n]
+
+    async def _commit(self, writes: list[Write]) -> None:
+        try:
+            answers = await self._until_done(writes)
+        except LeaseLost as error:
+            self._task = None
+            self._writes = writes + self._writes
+            self._host.lost(error)
+            return
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            logger.exception("the committer failed; nothing more is written")
+            self._task = None
+            self._host.lost(LeaseLost(f"the committer failed: {error!r}"))
+            return
+        first = self.durable
+        self.durable += len(writes)
+        self.batches += 1
+        self._task = None
+        self._host.committed(writes, answers)
+        self._tell(first, answers)
+        self._real.call_soon(self._flush)
+
+    def _tell(self, first: int, answers: list[Answer]) -> None:
+        told, self._told = self._told, []
+        for i, (number, call) in enumerate(told):
+            if number > self.durable:
+                self._told = told[i:] + self._told
+                break
+            call(answers[number - first - 1], None)
+
+    async def _until_done(self, writes: list[Write]) -> list[Answer]:
+        """The batch is durable: repeated while the store is away, settled when the answer was lost, split when refused."""
+        tries = 0
+        held = False
+        while True:
+            real = [w for w in writes if w is not _NOTHING] if _NOTHING in writes else writes
+            if not real:
+                return [None] * len(writes)
+            try:
+                answers = await self._store.commit(Batch(self.replica, self.epoch, real, self._host.now()))
+                if held:
+                    self._host.holding_changed(None)
+                return answers if real is writes else _aligned(writes, answers)
+            except CommitUnknown as error:
+                held = True
+                self._host.holding_changed(f"the outcome of a commit is unknown: {error}")
+                await self._settle()
+            except StoreUnavailable as error:
+                held = True
+                self._host.holding_changed("disk full" if isinstance(error, StoreFull) else f"store away: {error}")
+                if tries in (0, 20, 200):
+                    logger.warning("the store takes no writes now, tried again until it does: %s", error)
+                await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+                tries += 1
+            except StoreRefused as error:
+                return await self._split(writes, error)
+
+    async def _settle(self) -> None:
+        """After a lost answer: my own epoch is raised, so that the lost batch either is done or can never be."""
+        if self.replica is None:
+            return
+        tries = 0
+        while True:
+            try:
+                self.epoch = await self._store.raise_epoch(self.replica, self.epoch)
+                return
+            except (StoreUnavailable, CommitUnknown) as error:
+                logger.warning("the store cannot settle a commit now, tried again: %s", error)
+                await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+                tries += 1
+
+    async def _split(self, writes: list[Write], error: StoreRefused) -> list[Answer]:
+        """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host says."""
+        groups = _by_instance(writes)
+        if len(groups) == 1:
+            instead = self._host.refused(writes, error)
+            if instead:
+                await self._until_done(instead)
+            return [None] * len(writes)
+        answers: dict[int, Answer] = {}
+        middle = len(groups) // 2
+        for half in (groups[:middle], groups[middle:]):
+            part = sorted(i for group in half for i in group)
+            for i, answer in zip(part, await self._until_done([writes[i] for i in part]), strict=True):
+                answers[i] = answer
+        return [answers[i] for i in range(len(writes))]
+
+
+_NOTHING: Final[Any] = None
+
+
+def _aligned(writes: list[Write], answers: list[Answer]) -> list[Answer]:
+    given = iter(answers)
+    return [None if w is _NOTHING else next(given) for w in writes]
+
+
+def _size(write: Any) -> int:
+    size = 0
+    for name in ("arguments", "outcome", "value", "body"):
+        data = getattr(write, name, None)
+        size += len(data) if data else 0
+    message = getattr(write, "message", None)
+    return size + (len(message.body) if message is not None and message.body else 0)
+
+
+def _prefix_of_bytes(writes: list[Write], n: int) -> int:
+    total = 0
+    for i in range(n):
+        total += _size(writes[i])
+        if total > BATCH_BYTES and i:
+            return i
+    return n
+
+
+def whose(write: Write) -> bytes | str:
+    """The uid of the instance that a write belongs to; what comes from outside is its own group."""
+    uid = getattr(write, "uid", None) or getattr(write, "asker", None)
+    pending = getattr(write, "pending", None)
+    return pending.uid if pending is not None else (uid if uid is not None else f"outside {id(write)}")
+
+
+def _by_instance(writes: list[Write]) -> list[list[int]]:
+    groups: dict[bytes | str, list[int]] = {}
+    for i, write in enumerate(writes):
+        groups.setdefault(whose(write), []).append(i)
+    return list(groups.values())

@@ -1,0 +1,482 @@
+"""The flow loop: a small asyncio event loop nested in the real one, in which one instance's code runs until it is idle.
+
+It knows asyncio and nothing durable: the execution that owns it delivers outcomes when it is idle, makes timers of
+`call_later`, and is told when nothing moves any more. So the order of everything inside is a function of the deliveries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any, Final, Protocol
+
+from ..api.scope import Place, scope
+from ..errors import NotDurable
+
+logger = logging.getLogger("perdure")
+
+IDLE_TURNS: Final = 2_000
+"""So many turns without an operation asked for or a task ended count as idle (anyio re-delivers cancellation on every turn)."""
+SPIN_TURNS: Final = 100_000
+"""So many turns since the last delivery with nothing outstanding: the flow spins."""
+SLICE_TURNS: Final = 500
+SLICE_DELIVERIES: Final = 500
+"""After so many the real loop gets its turn."""
+DEAD_TURNS: Final = 200
+"""So long a flow that is unloaded may run on after each cancellation of its tasks."""
+
+_get_running = asyncio._get_running_loop
+_set_running = asyncio._set_running_loop
+
+
+class Owner(Protocol):
+    """What the loop asks of its execution."""
+
+    root: Place
+
+    def deliver(self) -> bool:
+        """The next outcome was given to the flow; False: there is none now."""
+        ...
+
+    def idle(self) -> None:
+        """Nothing moves inside until the next delivery; called outside the flow loop."""
+        ...
+
+    def timer(self, handle: FlowTimer) -> None:
+        """The flow asked for a timer."""
+        ...
+
+    def drop_timer(self, handle: FlowTimer) -> None:
+        """The flow does not want it any more."""
+        ...
+
+    def activity(self) -> int:
+        """A number that changes when the flow asks for something or a task of it ends."""
+        ...
+
+    def outstanding(self) -> bool:
+        """Whether something was asked for that is still to come."""
+        ...
+
+    def spins(self) -> None:
+        """The flow keeps turning with nothing outstanding."""
+        ...
+
+    def unhandled(self, context: dict[str, Any]) -> None:
+        """Something in the flow raised where nobody catches it."""
+        ...
+
+
+class FlowTask(asyncio.Task[Any]):
+    """A task whose hash is its number, so that sets of tasks iterate alike in every process."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class FlowFuture(asyncio.Future[Any]):
+    """A future whose hash is its number, for the same reason."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class FlowHandle:
+    """A callback to be called in the next turn."""
+
+    __slots__ = ("__weakref__", "_cancelled", "args", "callback", "context")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """The callback will not be called."""
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._cancelled
+
+
+class FlowTimer(FlowHandle):
+    """A durable timer: its firing is an entry of the journal."""
+
+    __slots__ = ("_when", "loop", "operation")
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context, loop: FlowLoop
+    ) -> None:
+        super().__init__(callback, args, context)
+        self._when = when
+        self.loop = loop
+        self.operation: Any = None
+
+    def when(self) -> float:
+        """Flow time at which it fires."""
+        return self._when
+
+    def cancel(self) -> None:
+        """The callback will not be called; a timer that has not fired leaves no entry."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.loop.owner.drop_timer(self)
+
+
+class FlowLoop(asyncio.AbstractEventLoop):
+    """See the module. One per resident instance, entered from plain callbacks of the real loop only."""
+
+    __slots__ = (
+        "_activity", "_created", "_generators", "_ready", "_salt", "_scheduled", "_stuck", "_turns", "closed", "now",
+        "owner", "real", "tasks", "turning",
+    )  # fmt: skip
+    is_flow_loop: Final = True
+
+    def __init__(self, real: asyncio.AbstractEventLoop, owner: Owner, salt: int) -> None:
+        self.real = real
+        self.owner = owner
+        self.now = 0.0
+        self.tasks: list[FlowTask] = []
+        self.turning = False
+        self.closed = False
+        self._salt = salt
+        self._created = 0
+        self._ready: list[FlowHandle] = []
+        self._scheduled = False
+        self._stuck = False  # idle by rule: turns only after the next delivery
+        self._turns = 0
+        self._activity = 0
+        self._generators: list[Any] | None = None
+
+    # ------------------------------------------------------------ running
+
+    def wake(self) -> None:
+        """The loop runs in the next turn of the real loop."""
+        if not self._scheduled and not self.turning:
+            self._scheduled = True
+            self.real.call_soon(self.run)
+
+    def run(self) -> None:
+        """Everything inside runs until idle, outcomes are delivered until there are none; a callback of the real loop."""
+        self._scheduled = False
+        if self.closed:
+            return
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(self._generator_born, self._generator_dropped)
+        outer = _get_running()
+        _set_running(self)
+        self.turning = True
+        try:
+            more = self._turn_and_deliver()
+        finally:
+            self.turning = False
+            _set_running(outer)
+            sys.set_asyncgen_hooks(*hooks)
+        if more:
+            self.wake()
+        elif not self.closed:
+            self.owner.idle()
+
+    def _turn_and_deliver(self) -> bool:
+        """True: it is the real loop's turn, and there is more to do here."""
+        deliver = self.owner.deliver
+        deliveries = 0
+        while True:
+            if self._ready and not self._stuck and not self._turn() and not self._judge():
+                return not self.closed
+            if self.closed or not deliver():
+                return False
+            self._turns = 0
+            self._stuck = False
+            deliveries += 1
+            if deliveries > SLICE_DELIVERIES:
+                return True
+
+    def _turn(self) -> bool:
+        """Callbacks run until there are none; False: the slice is over, or nothing moves, or the loop was closed."""
+        turns = self._turns
+        while self._ready:
+            self._turn_once()
+            turns += 1
+            if turns % SLICE_TURNS == 0 and self._ready:
+                self._turns = turns
+                return False
+        self._turns = turns
+        return True
+
+    def _turn_once(self) -> None:
+        ready, self._ready = self._ready, []
+        for handle in ready:
+            if not handle._cancelled:
+                try:
+                    handle.context.run(handle.callback, *handle.args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001  as asyncio's own handles do
+                    self.call_exception_handler({"message": f"callback {handle.callback!r} raised", "exception": error})
+
+    def _judge(self) -> bool:
+        """At the end of a slice: whether the loop counts as idle although callbacks are ready. Decided by the turns alone."""
+        owner = self.owner
+        if not self.closed and self._turns % IDLE_TURNS == 0:
+            activity = owner.activity()
+            unmoved = self._turns > IDLE_TURNS and activity == self._activity
+            self._activity = activity
+            if not owner.outstanding():
+                if self._turns >= SPIN_TURNS:
+                    owner.spins()
+            elif unmoved:
+                self._stuck = True
+        return self._stuck
+
+    def call(self, callback: Callable[..., object], *args: Any) -> None:
+        """`callback` is called in the next turn, by order of the engine (not of the flow's code)."""
+        self._ready.append(FlowHandle(callback, args, copy_context()))
+        self.wake()
+
+    def ready(self, handle: FlowHandle) -> None:
+        """The handle's callback is called in the next turn."""
+        self._ready.append(handle)
+        self.wake()
+
+    def run_dead(self, callbacks: list[Callable[[], object]]) -> None:
+        """`callbacks` were called inside, and a bounded number of turns has run; nothing was delivered."""
+        outer = _get_running()
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(self._generator_born, self._generator_dropped)
+        _set_running(self)
+        self.turning = True
+        try:
+            for callback in callbacks:
+                callback()
+            for _ in range(DEAD_TURNS):
+                if not self._ready:
+                    break
+                self._turn_once()
+        finally:
+            self.turning = False
+            _set_running(outer)
+            sys.set_asyncgen_hooks(*hooks)
+
+    # ------------------------------------------------------------ what asyncio asks of a loop
+
+    def _own_turn(self, what: str) -> None:
+        if not self.turning or _get_running() is not self:
+            raise NotDurable(
+                f"{what} of a flow's loop was called from outside the flow's own turns (by another flow, a step, a thread or the "
+                "real loop): a lock, event or queue belongs inside one flow; to reach a flow from outside send it a message"
+            )
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """See asyncio. Raises NotDurable if the caller is not the flow itself."""
+        if not self.turning or _get_running() is not self:
+            if self.closed:
+                return FlowHandle(callback, args, context or copy_context())  # what is left of an unloaded flow: ignored
+            self._own_turn("call_soon()")
+        handle = FlowHandle(callback, args, copy_context() if context is None else context)
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """See `call_soon`: no other thread may wake a flow."""
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """A durable timer."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        """A durable timer, at flow time `when`."""
+        self._own_turn("call_at()")
+        handle = FlowTimer(when, callback, args, copy_context() if context is None else context, self)
+        self.owner.timer(handle)
+        return handle
+
+    def time(self) -> float:
+        """Flow time: that of the last delivered entry."""
+        return self.now
+
+    def create_future(self) -> Any:
+        """See asyncio."""
+        future = FlowFuture.__new__(FlowFuture)
+        self._created += 1
+        future.number = self._salt + self._created
+        future.__init__(loop=self)
+        return future
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None, **_: Any
+    ) -> Any:
+        """See asyncio; keywords of later Pythons pass. The task's place goes into its context."""
+        self._own_turn("create_task()")
+        if _made_by_as_completed():
+            coro.close()
+            raise NotDurable(
+                "this asyncio.as_completed was imported before perdure and makes tasks in the order of addresses: "
+                "call it as asyncio.as_completed(...), or give it tasks"
+            )
+        self._created = number = self._created + 1
+        if context is None:
+            context = copy_context()
+        parent = scope.get()
+        context.run(scope.set, Place(self.owner, parent if type(parent) is Place else self.owner.root))  # type: ignore[arg-type]
+        return self._new_task(coro, name or f"task-{number}", context, number)
+
+    def start_main(self, coro: Coroutine[Any, Any, Any], context: Context) -> FlowTask:
+        """The main task exists; called in a turn."""
+        self._created = number = self._created + 1
+        return self._new_task(coro, "main", context, number)
+
+    def _new_task(self, coro: Coroutine[Any, Any, Any], name: str, context: Context, number: int) -> FlowTask:
+        task = FlowTask.__new__(FlowTask)
+        task.number = self._salt + number  # before __init__, which puts it into asyncio's sets
+        task.__init__(coro, loop=self, name=name, context=context)
+        tasks = self.tasks
+        if len(tasks) > 16 and len(tasks) & (len(tasks) - 1) == 0:  # at powers of two: drop what has ended
+            self.tasks = tasks = [t for t in tasks if not t.done()]
+        tasks.append(task)
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What nobody caught is told to the execution."""
+        self.owner.unhandled(context)
+
+    default_exception_handler = call_exception_handler
+
+    def get_debug(self) -> bool:
+        """Never: debug mode would slow every step, and its warnings speak of real time."""
+        return False
+
+    def is_running(self) -> bool:
+        """Whether the instance is loaded."""
+        return not self.closed
+
+    def is_closed(self) -> bool:
+        """Whether the instance was unloaded."""
+        return self.closed
+
+    def get_task_factory(self) -> None:
+        """None: tasks of a flow are made by its loop."""
+
+    def get_exception_handler(self) -> None:
+        """None: see `call_exception_handler`."""
+
+    async def shutdown_asyncgens(self) -> None:
+        """Generators that were left are closed."""
+        await self.close_generators()
+
+    def __repr__(self) -> str:
+        return f"<flow loop of {self.owner!r}>"
+
+    # ------------------------------------------------------------ async generators
+
+    def _generator_born(self, generator: Any) -> None:
+        if self._generators is None:
+            self._generators = []
+        self._generators.append(weakref.ref(generator))
+
+    def _generator_dropped(self, generator: Any) -> None:
+        """Closed inside the flow if dropped by reference count in a turn; else kept until the flow is unloaded or ends."""
+        if self.closed:
+            return
+        if self.turning and _get_running() is self and not _collecting and threading.get_ident() == _loop_thread(self):
+            self.create_task(generator.aclose(), name="close generator")
+        else:
+            self._strong(generator)
+
+    def _strong(self, generator: Any) -> None:
+        if self._generators is None:
+            self._generators = []
+        self._generators.append(lambda: generator)
+
+    async def close_generators(self) -> None:
+        """Every generator that is not exhausted is closed, as `asyncio.run` does at its end."""
+        while self._generators:
+            generators, self._generators = self._generators, None
+            for reference in generators:
+                generator = reference()
+                if generator is not None:
+                    await generator.aclose()
+
+    def has_generators(self) -> bool:
+        """Whether a generator may be left to close."""
+        if self._generators:
+            self._generators = [r for r in self._generators if r() is not None and r().ag_frame is not None]
+        return bool(self._generators)
+
+
+def _loop_thread(loop: FlowLoop) -> int:
+    return getattr(loop.real, "_thread_id", None) or threading.get_ident()
+
+
+_collecting = False
+
+
+def _collector(phase: str, _: dict[str, int]) -> None:
+    global _collecting
+    _collecting = phase == "start"
+
+
+gc.callbacks.append(_collector)
+
+
+def _refuse(name: str) -> Any:
+    def method(self: FlowLoop, *args: Any, **kwargs: Any) -> Any:
+        raise NotDurable(f"loop.{name}() in a flow's own body cannot be replayed; put it in capture() or a @step")
+
+    method.__name__ = name
+    return method
+
+
+for _name in dir(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in FlowLoop.__dict__:
+        setattr(FlowLoop, _name, _refuse(_name))
+
+
+# ---------------------------------------------------------------- as_completed
+
+_original_as_completed: Any = asyncio.as_completed
+
+
+@functools.wraps(_original_as_completed)
+def _as_completed(fs: Any, *args: Any, **kwargs: Any) -> Any:
+    if getattr(_get_running(), "is_flow_loop", False):
+        fs = [asyncio.ensure_future(f) for f in fs]  # tasks in the order given; the original makes a set of coroutines
+    return _original_as_completed(fs, *args, **kwargs)
+
+
+def _codes_of_original() -> set[Any]:
+    """The code objects in which the original makes its tasks: a set comprehension, inlined since 3.12."""
+    maker = getattr(asyncio.tasks, "_AsCompletedIterator", None)
+    code = (maker.__init__ if maker else _original_as_completed).__code__
+    return {code, *(c for c in code.co_consts if hasattr(c, "co_code"))}
+
+
+def _made_by_as_completed() -> bool:
+    """Whether `create_task` is called by asyncio's own `as_completed`, of which a module may hold a reference."""
+    frame = sys._getframe(2)
+    while frame.f_code in _ENSURE_FUTURE and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code in _UNORDERED
+
+
+_UNORDERED: Final = _codes_of_original()
+_ENSURE_FUTURE: Final = {
+    f.__code__ for f in (asyncio.ensure_future, getattr(asyncio.tasks, "_ensure_future", asyncio.ensure_future))
+}
+asyncio.as_completed = asyncio.tasks.as_completed = _as_completed

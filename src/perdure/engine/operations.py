@@ -1,0 +1,459 @@
+"""Operations: what a flow has asked for and not yet got, one class per kind. An operation decides nothing about order.
+
+Life: ASKED (its entry may be recorded, or it is live) → DELIVERED (its outcome went to the flow, an entry holds it) or
+DROPPED (the flow does not want it any more: no entry).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import codec
+from ..api.scope import Started
+from ..errors import AlreadyStarted, FlowCancelled, InstanceNotFound, StepFailed
+from ..model.records import Entry, Kind, Message, MessageKind, State
+from ..model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
+from .loop import FlowHandle, FlowTimer
+
+if TYPE_CHECKING:
+    from ..api.step import StepSpec
+    from .execution import Execution
+
+ASKED: Final = 0
+DELIVERED: Final = 1
+DROPPED: Final = 2
+
+
+class Op:
+    """What all operations have in common."""
+
+    __slots__ = ("arguments", "at_least", "digest", "expired", "failed", "future", "key", "name", "outcome", "ref", "run", "state")
+    kind: str = ""
+
+    def __init__(self, run: Execution, name: str, arguments: bytes | None, digest: bytes) -> None:
+        self.run = run
+        self.name = name
+        self.arguments = arguments
+        self.digest = digest
+        self.key = ""
+        self.state = ASKED
+        self.future: asyncio.Future[Any] = asyncio.Future(loop=run.loop)
+        self.failed = False
+        self.outcome: bytes | None = None
+        self.ref: bytes | None = None
+        self.expired = False
+        """Whether its time limit was over before it."""
+        self.at_least = 0.0
+        """Flow time of its delivery is at least this."""
+
+    def abandon(self) -> None:
+        """See `api.scope.Operation`."""
+        if self.state == ASKED:
+            self.run.drop(self)
+
+    def activate(self) -> None:
+        """The journal is used up and does not hold it: it begins for real."""
+        raise NotImplementedError
+
+    def record(self) -> bool:
+        """The live outcome has its place in the order: it is written and given to the flow. False: nobody wants it."""
+        if self.state != ASKED:
+            return False
+        self.run.append(self, self.attempts, self.started_at)
+        self.give()
+        return True
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts the outcome took."""
+        return 1
+
+    @property
+    def started_at(self) -> float:
+        """When the work for the outcome began."""
+        return self.run.loop.now
+
+    def restore(self, entry: Entry) -> None:
+        """The recorded outcome is given to the flow."""
+        self.state = DELIVERED
+        self.failed = entry.failed
+        self.outcome = entry.outcome
+        self.ref = entry.ref
+        self.give()
+
+    def give(self) -> None:
+        """The waiting task gets the outcome; may raise UnknownType or DoesNotFit."""
+        if self.future.done():
+            return
+        if self.failed:
+            self.future.set_exception(raisable(self.run.payloads.decode_error(self.outcome or b"")))
+        else:
+            self.future.set_result(self.value())
+
+    def value(self) -> Any:
+        """The outcome as the flow gets it."""
+        return None if self.outcome is None else self.run.payloads.decode(self.outcome)
+
+    def dropped(self) -> None:
+        """The flow dropped it while it was live."""
+
+    def why_outstanding(self) -> str:
+        """For people: what is awaited."""
+        return f"{self.kind} {self.name} ({self.key})"
+
+
+def raisable(error: BaseException) -> BaseException:
+    """The error, or a StepFailed for what a future cannot carry."""
+    if isinstance(error, StopIteration | asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+        return StepFailed(type(error).__qualname__, str(error))
+    return error
+
+
+class StepOp(Op):
+    """A step: attempts run outside the flow, by the step runner."""
+
+    __slots__ = (
+        "_began", "args", "context", "copy", "error", "failures", "heart", "intent", "kwargs", "next_at", "opaque", "progress",
+        "row", "running", "spec", "why",
+    )  # fmt: skip
+    kind = Kind.STEP
+
+    def __init__(
+        self,
+        run: Execution,
+        spec: StepSpec,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        encoded: tuple[bytes, bytes, frozenset[int | str]],
+        context: Context,
+    ) -> None:
+        arguments, digest, self.opaque = encoded
+        super().__init__(run, spec.name, arguments, digest)
+        self.spec = spec
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.failures = 0
+        """Attempts that have failed so far."""
+        self.next_at: float | None = None
+        self.error: bytes | None = None
+        self.progress: bytes | None = None
+        self.row = False
+        """Whether the store has a pending row of it."""
+        self.intent = False
+        """Whether an at-most-once attempt may have begun (in an earlier life of this execution)."""
+        self.running: Any = None
+        """The attempt that runs now."""
+        self.copy: Any = _NOTHING
+        self.why = ""
+        self._began = 0.0
+
+    @property
+    def attempts(self) -> int:
+        """All attempts, the last included."""
+        return self.failures + 1
+
+    @property
+    def started_at(self) -> float:
+        """When the last attempt began."""
+        return self._began
+
+    @started_at.setter
+    def started_at(self, at: float) -> None:
+        self._began = at
+
+    def activate(self) -> None:
+        run = self.run
+        if self.intent:
+            run.outcome_unknown(self, "the process that began it is gone")
+        elif self.next_at is not None:
+            run.retry_at(self, self.next_at)
+        else:
+            if self.spec.at_most_once:
+                run.put_pending(self, intent=True)
+            run.to_go.append(self)
+
+    def value(self) -> Any:
+        """The decoded copy that was made when it was recorded, or decoding the entry's bytes."""
+        if self.copy is not _NOTHING:
+            value, self.copy = self.copy, _NOTHING
+            return value
+        return super().value()
+
+    def dropped(self) -> None:
+        run = self.run
+        if self.row:
+            run.write(PendingDrop(run.uid, run.number, self.key))
+            self.row = False
+        if self.running is not None:
+            run.to_cancel.append(self)
+
+
+_NOTHING: Final = object()
+
+
+class TimerOp(Op):
+    """A durable timer: `asyncio.sleep`, `delay`, every deadline."""
+
+    __slots__ = ("handle",)
+    kind = Kind.TIMER
+
+    def __init__(self, run: Execution, handle: FlowTimer) -> None:
+        arguments = codec.encode(handle.when())
+        super().__init__(run, "timer", arguments, codec.digest(arguments))
+        self.handle = handle
+        self.at_least = handle.when()
+
+    def activate(self) -> None:
+        self.run.arm(self.handle.when(), self)
+
+    def give(self) -> None:
+        self.run.loop.ready(self.handle)
+
+
+class ReceiveOp(Op):
+    """Waits for a message and takes it."""
+
+    __slots__ = ("context", "forms", "taken", "value_taken", "where", "wanted")
+    kind = Kind.RECEIVE
+
+    def __init__(
+        self,
+        run: Execution,
+        forms: tuple[Any, ...],
+        wanted: str | None,
+        where: Callable[[Any], bool] | None,
+        context: Context,
+    ) -> None:
+        label = " | ".join(getattr(form, "__qualname__", str(form)) for form in forms)
+        arguments = codec.encode([label, wanted])
+        super().__init__(run, label if wanted is None else f"{label} {wanted!r}", arguments, codec.digest(arguments))
+        self.forms = forms
+        self.wanted = wanted
+        self.where = where
+        self.context = context
+        self.taken: Message | None = None
+        self.value_taken: Any = None
+
+    def activate(self) -> None:
+        self.run.mailbox.wait(self)
+
+    def record(self) -> bool:
+        if self.state != ASKED:
+            return False
+        run, taken = self.run, self.taken
+        run.append(self, 1, run.loop.now)
+        if taken is not None:
+            run.write(Take(run.uid, taken.mid))
+            run.mailbox.take(taken)
+        else:
+            run.mailbox.forget(self)
+        self.give()
+        return True
+
+    def restore(self, entry: Entry) -> None:
+        super().restore(entry)
+        if entry.ref is not None:
+            self.run.mailbox.restore_taken(entry.ref, self.wanted, entry.outcome)
+
+    def value(self) -> Any:
+        if self.taken is not None:
+            return self.value_taken
+        return super().value()
+
+    def dropped(self) -> None:
+        self.run.mailbox.leave(self)
+
+
+class StartOp(Op):
+    """Another instance is asked for; it exists when the entry is durable."""
+
+    __slots__ = ("child_arguments", "detached", "flow", "id", "wanted_digest")
+    kind = Kind.START
+
+    def __init__(self, run: Execution, flow: str, id: str, arguments: bytes, digest: bytes, *, detached: bool) -> None:
+        super().__init__(run, flow, arguments, codec.digest(codec.encode([id, detached]) + digest))
+        self.flow = flow
+        self.id = id
+        self.child_arguments = arguments
+        self.wanted_digest = digest
+        self.detached = detached
+
+    def activate(self) -> None:
+        self.run.complete(self)
+
+    def record(self) -> bool:
+        if self.state != ASKED:
+            return False
+        run, host = self.run, self.run.host
+        self.ref = host.new_uid()
+        run.append(self, 1, run.loop.now)
+        run.write(
+            host.new_instance(
+                self.ref, self.flow, self.id, self.child_arguments, self.wanted_digest, None if self.detached else run.uid
+            )
+        )
+        self.give()
+        return True
+
+    def give(self) -> None:
+        if not self.detached:
+            self.run.has_children = True
+        if not self.future.done():
+            self.future.set_result(Started(self.flow, self.id, self.wanted_digest))
+
+
+class WaitOp(Op):
+    """Waits for another instance to end."""
+
+    __slots__ = ("child", "message", "target")
+    kind = Kind.WAIT
+
+    def __init__(self, run: Execution, target: Started, *, child: bool) -> None:
+        arguments = codec.encode([target.flow, target.id])
+        super().__init__(run, target.flow, arguments, codec.digest(arguments))
+        self.target = target
+        self.child = child
+        self.message: Message | None = None
+
+    def activate(self) -> None:
+        run = self.run
+        run.mailbox.waits[self.key] = self
+        if not run.mailbox.answer_for(self):
+            run.write(Watch(run.uid, run.number, self.key, self.target.flow, self.target.id, self.target.digest))
+
+    def answered(self, message: Message) -> None:
+        """The answer is there: the outcome is known."""
+        self.message = message
+        self.ref = message.type.encode()
+        self.failed = message.failed
+        flow, id = self.target.flow, self.target.id
+        payloads = self.run.payloads
+        if message.type in (State.SUCCEEDED.value, State.FAILED.value):
+            self.outcome = message.body
+        elif message.type == State.CANCELLED.value:
+            reason = payloads.decode(message.body) if message.body else None
+            self.outcome = payloads.encode_error(FlowCancelled(flow, id, reason), self.name)
+        elif message.type == "already-started":
+            self.outcome = payloads.encode_error(AlreadyStarted(flow, id), self.name)
+        else:
+            self.outcome = payloads.encode_error(InstanceNotFound(flow, id), self.name)
+        self.run.complete(self)
+
+    @property
+    def own_failure(self) -> bool:
+        """Whether the other instance ended with an exception of its own."""
+        return self.ref == State.FAILED.value.encode()
+
+    def record(self) -> bool:
+        if self.state != ASKED:
+            return False
+        run = self.run
+        run.append(self, 1, run.loop.now)
+        run.mailbox.waits.pop(self.key, None)
+        if self.message is not None:
+            run.write(Take(run.uid, self.message.mid))
+        self.give()
+        return True
+
+    def dropped(self) -> None:
+        run = self.run
+        run.mailbox.waits.pop(self.key, None)
+        run.write(Unwatch(run.uid, run.number, self.key))
+        if self.child:
+            run.write(run.cancel_request(self.target.flow, self.target.id, "the wait for it was cancelled"))
+
+
+class SendOp(Op):
+    """A message or cancel request for another instance; it is there when the entry is durable."""
+
+    __slots__ = ("to",)
+    kind = Kind.SEND
+
+    def __init__(self, run: Execution, send: Send) -> None:
+        body = send.message.body
+        super().__init__(
+            run, send.flow, body, codec.digest(codec.encode([send.id, send.message.key, send.message.name]) + (body or b""))
+        )
+        self.to = send
+
+    def activate(self) -> None:
+        self.run.complete(self)
+
+    def record(self) -> bool:
+        if super().record():
+            self.run.write(self.to)
+            return True
+        return False
+
+    def value(self) -> Any:
+        return None
+
+
+class CancelOp(SendOp):
+    """A cancel request for another instance."""
+
+    __slots__ = ()
+    kind = Kind.CANCEL_OTHER
+
+
+class ReadOp(Op):
+    """What only the store knows of another instance: its state, what it exposes. Read when all before it is durable."""
+
+    __slots__ = ("flow", "id", "key_wanted", "what")
+    kind = Kind.READ
+
+    def __init__(self, run: Execution, what: str, flow: str, id: str, key_wanted: str | None) -> None:
+        arguments = codec.encode([what, flow, id, key_wanted])
+        super().__init__(run, f"{what} of {flow}", arguments, codec.digest(arguments))
+        self.what = what
+        self.flow = flow
+        self.id = id
+        self.key_wanted = key_wanted
+
+    def activate(self) -> None:
+        self.run.to_go.append(self)
+
+
+class Pushed:
+    """What comes without being asked for: an arrival while a stream is open, a cancel request."""
+
+    __slots__ = ("kind", "message", "run", "state")
+
+    def __init__(self, run: Execution, kind: str, message: Message) -> None:
+        self.run = run
+        self.kind = kind
+        self.message = message
+        self.state = ASKED
+
+    def record(self) -> bool:
+        """It has its place in the order: it is written and told to the flow."""
+        run, message = self.run, self.message
+        arguments = codec.encode(message.name) if self.kind == Kind.ARRIVAL else message.body
+        run.append_pushed(self.kind, message.type, arguments, message)
+        if self.kind == Kind.ARRIVAL:
+            run.mailbox.arrive(message.mid, message.name, message.body)
+        else:
+            run.write(Take(run.uid, message.mid))
+            run.mailbox.take(message)
+            run.cancel_main(run.payloads.decode(message.body) if message.body else None)
+        return True
+
+
+def new_message(mid: bytes, type: str, body: bytes | None, key: str | None, name: str | None, at: float) -> Message:
+    """A message for an inbox."""
+    return Message(mid, MessageKind.MESSAGE, key, name, type, body, False, -1, at)
+
+
+def cancel_message(mid: bytes, body: bytes | None, at: float) -> Message:
+    """A cancel request for an inbox."""
+    return Message(mid, MessageKind.CANCEL, None, None, MessageKind.CANCEL, body, False, -1, at)
+
+
+__all__ = [
+    "ASKED", "DELIVERED", "DROPPED", "CancelOp", "Create", "FlowHandle", "Op", "Pushed", "ReadOp", "ReceiveOp", "SendOp", "StartOp",
+    "StepOp", "TimerOp", "WaitOp", "cancel_message", "new_message", "raisable",
+]  # fmt: skip

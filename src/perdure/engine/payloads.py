@@ -1,0 +1,122 @@
+"""Values to payload bytes and back: the codec, the user's hook (compression, encryption) and the size limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .. import codec
+from ..errors import DoesNotFit, NotEncodable, PayloadTooLarge
+
+NO_DIGEST: Final = b""
+
+
+class Payloads:
+    """The one way from a value to the bytes that are stored. Pure; one per engine."""
+
+    __slots__ = ("_hook", "limit")
+
+    def __init__(self, hook: codec.Codec | None, limit: int) -> None:
+        self._hook = hook
+        self.limit = limit
+
+    def _seal(self, data: bytes, where: str) -> bytes:
+        if len(data) > self.limit:
+            raise PayloadTooLarge(where, len(data), self.limit)
+        return data if self._hook is None else self._hook.encode(data)
+
+    def _open(self, data: bytes) -> bytes:
+        return data if self._hook is None else self._hook.decode(data)
+
+    def encode(self, value: object, where: str) -> bytes:
+        """The stored bytes. Raises NotEncodable and PayloadTooLarge, naming `where`."""
+        try:
+            return self._seal(codec.encode(value), where)
+        except NotEncodable as error:
+            raise error.at(where) from None
+
+    def round_trip(self, value: object, where: str) -> tuple[bytes, Any]:
+        """The stored bytes and what decoding them gives. Raises NotEncodable (also if it is not the same) and PayloadTooLarge."""
+        try:
+            data, copy = codec.round_trip(value)
+        except NotEncodable as error:
+            raise error.at(where) from None
+        return self._seal(data, where), copy
+
+    def decode(self, data: bytes) -> Any:
+        """The value. Raises UnknownType and DoesNotFit."""
+        return codec.decode(self._open(data))
+
+    def encode_error(self, error: BaseException, where: str) -> bytes:
+        """The stored bytes of an exception; one that is too large is kept as its type and the beginning of its message."""
+        data = codec.encode_error(error)
+        if len(data) > self.limit:
+            data = codec.encode_error(PayloadTooLarge(f"{where}: {type(error).__name__}", len(data), self.limit))
+        return data if self._hook is None else self._hook.encode(data)
+
+    def decode_error(self, data: bytes) -> BaseException:
+        """The exception. Raises UnknownType and DoesNotFit."""
+        return codec.decode_error(self._open(data))
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+    ) -> tuple[bytes, bytes, frozenset[int | str]]:
+        """The stored bytes of a call's arguments, their digest, and which of them (position or keyword) cannot be encoded.
+
+        Those are kept as a placeholder and are not part of the digest.
+        """
+        try:
+            plain = codec.encode([list(args), dict(kwargs)] if kwargs else list(args))
+        except NotEncodable:
+            return self._arguments_apart(args, kwargs, where)
+        return self._seal(plain, where), codec.digest(plain), _NONE
+
+    def _arguments_apart(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+    ) -> tuple[bytes, bytes, frozenset[int | str]]:
+        opaque: set[int | str] = set()
+        shown: dict[int | str, Any] = {}
+        hidden: dict[int | str, Any] = {}
+        for place, value in (*enumerate(args), *kwargs.items()):
+            try:
+                codec.encode(value)
+                shown[place] = hidden[place] = value
+            except NotEncodable:
+                opaque.add(place)
+                shown[place] = {"not encoded": type(value).__qualname__}
+                hidden[place] = None
+        n = len(args)
+
+        def parts(values: dict[int | str, Any]) -> list[Any]:
+            positional = [values[i] for i in range(n)]
+            return [positional, {k: values[k] for k in kwargs}] if kwargs else positional
+
+        return self._seal(codec.encode(parts(shown)), where), codec.digest(codec.encode(parts(hidden))), frozenset(opaque)
+
+    def copies(
+        self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[int | str]
+    ) -> tuple[list[Any], Mapping[str, Any]]:
+        """The arguments as decoding the stored bytes gives them; those that cannot be encoded as they are."""
+        decoded = self.decode(data)
+        positional, keywords = decoded if kwargs else (decoded, {})
+        if opaque:
+            positional = [args[i] if i in opaque else value for i, value in enumerate(positional)]
+            keywords = {k: kwargs[k] if k in opaque else value for k, value in keywords.items()}
+        return positional, keywords
+
+    def digest(self, value: object, where: str) -> bytes:
+        """The digest of one value's encoding."""
+        try:
+            return codec.digest(codec.encode(value))
+        except NotEncodable as error:
+            raise error.at(where) from None
+
+    def same_today(self, recorded: bytes, digest: bytes) -> bool:
+        """Whether recorded arguments, decoded and encoded with today's types, have this digest: a new field has a default."""
+        try:
+            return codec.digest(codec.encode(codec.decode(self._open(recorded)))) == digest
+        except (NotEncodable, DoesNotFit):
+            return False
+
+
+_NONE: Final[frozenset[int | str]] = frozenset()

@@ -1,0 +1,568 @@
+"""Which instances are in memory: claims, wakes, parks and unloads them, and is the host of their executions.
+
+It moves facts between store, committer and executions; how an instance goes on is the execution's, how a batch is
+written the committer's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import codec
+from ..api.flow import FlowFunction
+from ..errors import PerdureError, StoreRefused, StoreUnavailable
+from ..model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, State
+from ..model.writes import (
+    Answer,
+    Create,
+    Created,
+    Finish,
+    Finished,
+    NotOwned,
+    Release,
+    Sent,
+    Write,
+)
+from ..stores.contract import Store
+from .committer import Committer, whose
+from .execution import Execution
+from .loop import IDLE_TURNS
+from .operations import ReadOp, StepOp
+from .payloads import NO_DIGEST, Payloads
+from .replica import Replica
+from .steps import StepRunner
+from .timers import Timers
+from .waiters import Waiters
+
+if TYPE_CHECKING:
+    from ..model.retry import Retry
+
+logger = logging.getLogger("perdure")
+
+CLAIM: Final = 500
+"""Instances claimed and loaded at a time."""
+POLL_SECONDS: Final = 1.0
+"""The store is asked for work at least so often; a change by somebody else is noticed at once."""
+THOROUGH_SECONDS: Final = 10.0
+"""So often the claim also looks for messages whose wake-up was lost."""
+
+
+class Settings:
+    """What the scheduler is told once."""
+
+    __slots__ = ("default_retry", "max_resident", "max_running", "stall_limit", "unload_after", "version")
+
+    def __init__(
+        self,
+        *,
+        max_resident: int,
+        max_running: int,
+        unload_after: float | None,
+        stall_limit: float,
+        version: str,
+        default_retry: Retry | None,
+    ) -> None:
+        self.max_resident = max_resident
+        self.max_running = max_running
+        self.unload_after = unload_after
+        self.stall_limit = stall_limit
+        self.version = version
+        self.default_retry = default_retry
+
+
+class Scheduler:
+    """See the module. One per membership: after a lost lease a new one is made."""
+
+    def __init__(
+        self,
+        store: Store,
+        committer: Committer,
+        replica: Replica,
+        timers: Timers,
+        waiters: Waiters,
+        payloads: Payloads,
+        flows: Mapping[str, FlowFunction[..., Any]],
+        settings: Settings,
+        now: Callable[[], float],
+        read: Callable[[str, str, str, str | None], Any],
+    ) -> None:
+        self.real = asyncio.get_running_loop()
+        self.base_context = Context()
+        self.holding = False
+        self.payloads = payloads
+        self.stall_limit = settings.stall_limit
+        self.resident: dict[bytes, Execution] = {}
+        self.draining = False
+        self.stuck: list[Any] = []
+        """Tasks of unloaded flows that swallow their cancellation: held, so that no collector finalises them."""
+        self.now = now
+        self._store = store
+        self._committer = committer
+        self._replica = replica
+        self._timers = timers
+        self._waiters = waiters
+        self._flows = flows
+        self._settings = settings
+        self._read = read
+        self._steps = StepRunner(self)
+        self._gated: list[Execution] = []
+        self._parked: dict[Execution, None] = {}
+        self._suspending: dict[bytes, Release] = {}
+        self._missed: set[bytes] = set()
+        self._changed = asyncio.Event()
+        self._poll: asyncio.Task[None] | None = None
+        self._unloading = False
+        self._released: asyncio.Event | None = None
+        self.blocked_count = 0
+
+    # ------------------------------------------------------------ host of executions
+
+    @property
+    def durable(self) -> int:
+        """The number of writes that are on disk."""
+        return self._committer.durable
+
+    def write(self, write: Write, /) -> int:
+        """See `execution.Host`."""
+        return self._committer.write(write)
+
+    def gate(self, execution: Execution) -> None:
+        """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""
+        if self._committer.durable >= execution.gate and not self.holding:
+            execution.gated = False
+            self._open(execution)
+        else:
+            self._gated.append(execution)
+
+    def _open(self, execution: Execution) -> None:
+        if self.draining and execution.to_go:
+            self._try_release(execution)
+            return
+        if execution.to_go and not self._replica.safe_to_start():
+            self._gated.append(execution)  # looked at again when the lease is renewed; if it is lost, never
+            execution.gated = True
+            return
+        execution.gate_open()
+
+    def start_step(self, op: StepOp | ReadOp) -> None:
+        """See `execution.Host`."""
+        self._steps.start(op)
+
+    def cancel_step(self, op: StepOp) -> None:
+        """See `execution.Host`."""
+        self._steps.cancel(op)
+
+    def arm(self, execution: Execution, when: float) -> None:
+        """See `execution.Host`."""
+        self._timers.at(when, self._fire, execution)
+
+    def _fire(self, execution: Execution) -> None:
+        execution.fire(self.now())
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Callable[[], None]:
+        """The callback is called at that time, unless the function that is returned was called before."""
+        wanted = [True]
+
+        def unless() -> None:
+            if wanted:
+                callback()
+
+        self._timers.at(when, unless)
+        return wanted.clear
+
+    async def read_for(self, op: ReadOp) -> Any:
+        """What the store knows of another instance."""
+        return await self._read(op.what, op.flow, op.id, op.key_wanted)
+
+    def default_retry(self) -> Retry | None:
+        """The engine's rule for steps that do not say."""
+        return self._settings.default_retry
+
+    def random(self) -> float:
+        """For jitter."""
+        return self._store.system.random()
+
+    def new_uid(self) -> bytes:
+        """See `System.new_uid`."""
+        return self._store.system.new_uid()
+
+    def new_instance(self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None) -> Create:
+        """The write that creates an instance: owned by this replica while there is room and the flow is known here."""
+        now = self.now()
+        version = self.version_of(flow)
+        owned = flow in self._flows and len(self.resident) < self._settings.max_running and not self.draining
+        begun = self._begun(uid, 0, flow, version, now) if owned else None
+        return Create(uid, flow, id, arguments, digest, parent, owned, None if owned else now, version, now, begun)
+
+    def version_of(self, flow: str) -> str:
+        """The identity of the flow's code, as far as it was given."""
+        function = self._flows.get(flow)
+        return (function.version if function is not None else None) or self._settings.version
+
+    def _begun(self, uid: bytes, run: int, flow: str, version: str, now: float) -> Entry:
+        told = codec.encode({"version": version, "idle_turns": IDLE_TURNS})
+        return Entry(uid, run, 0, "", Kind.BEGUN, flow, told, NO_DIGEST, False, None, 0, now, now)
+
+    def settled(self, execution: Execution) -> None:
+        """The execution waits and could be unloaded."""
+        parked = self._parked
+        parked.pop(execution, None)
+        parked[execution] = None
+        execution.parked_at = self.now()
+        if self.draining:
+            self._try_release(execution)
+        elif len(self.resident) > self._settings.max_resident and not self._unloading:
+            self._unloading = True
+            self.real.call_soon(self._unload_longest_waiting)
+
+    def finished(self, execution: Execution, finish: Finish) -> None:
+        """The execution has ended; others learn of it when that is durable."""
+        self._committer.write(finish)
+
+    def blocked(self, execution: Execution, error: BaseException) -> None:
+        """The instance is set aside, visibly, with the reason; nothing of it is lost."""
+        uid = execution.uid
+        if uid in self._suspending or uid not in self.resident:
+            return
+        logger.error("%r is blocked: %s", execution, error)
+        self.blocked_count += 1
+        execution.frozen = True
+        reason = f"{type(error).__name__}: {error}"
+        release = Release(uid, State.BLOCKED, None, (), reason, self.version_of(execution.instance.flow))
+        self._suspending[uid] = release
+        self._steps.cut_off(execution)
+        self._committer.write(release)
+
+    # ------------------------------------------------------------ what the committer tells
+
+    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+        """A batch is durable: what it did to instances here is done to them, and gates open."""
+        for write, answer in zip(writes, answers, strict=True):
+            kind = type(write)
+            if kind is Entry:
+                continue
+            if answer is not None:
+                self._answered(write, answer)
+            elif kind is Release:
+                self._dropped(write.uid, write)  # type: ignore[union-attr]
+        self._open_gates()
+
+    def _answered(self, write: Write, answer: Answer) -> None:
+        if isinstance(answer, Created):
+            if isinstance(write, Create) and write.owned and write.begun is not None:
+                self._spawn_new(write, answer)
+        elif isinstance(answer, Sent):
+            self._route(answer)
+        elif isinstance(answer, Finished):
+            assert isinstance(write, Finish)  # noqa: S101
+            for sent in answer.sent:
+                self._route(sent)
+            self._ended(write)
+        elif isinstance(answer, NotOwned):
+            self.evict(answer.uid, "the store says that another owns it")
+
+    def _spawn_new(self, write: Create, answer: Created) -> None:
+        if write.uid in self.resident:
+            return
+        instance = Instance(
+            write.uid, 0, write.flow, write.id, State.RUNNING, self._replica.id, False, None, write.arguments, write.digest, write.parent,
+            None, None, write.version, write.at, None,
+        )  # fmt: skip
+        assert write.begun is not None  # noqa: S101
+        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self._flows[write.flow])
+
+    def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any]) -> Execution:
+        """The instance is resident and runs, from the next turn on."""
+        execution = Execution(self, self.payloads, flow, loaded)
+        self.resident[execution.uid] = execution
+        execution.loop.wake()
+        return execution
+
+    def _route(self, sent: Sent) -> None:
+        """A row that was written into an inbox reaches the instance if it is resident here, else the claim is made at once."""
+        if sent.uid is None or not sent.new:
+            return
+        execution = self.resident.get(sent.uid)
+        if execution is not None and sent.uid not in self._suspending:
+            execution.mailbox.admit(sent.message)
+        elif sent.uid in self._suspending:
+            self._missed.add(sent.uid)
+        elif sent.owner is None:
+            self._changed.set()
+
+    def _ended(self, finish: Finish) -> None:
+        self._waiters.tell(finish.uid, finish.state, finish.outcome)
+        self._forget(finish.uid)
+
+    def _dropped(self, uid: bytes, release: Release) -> None:
+        if self._suspending.get(uid) is release:
+            del self._suspending[uid]
+        self._forget(uid)
+        if uid in self._missed:
+            self._missed.discard(uid)
+            self._changed.set()
+        self._waiters.look()
+
+    def _forget(self, uid: bytes) -> None:
+        execution = self.resident.pop(uid, None)
+        if execution is None:
+            return
+        self._parked.pop(execution, None)
+        if execution.running:
+            self._steps.cut_off(execution)
+        left = execution.unload()
+        if left:
+            self.stuck.extend(left)
+            logger.warning(
+                "%r was unloaded, and %d of its tasks swallow their cancellation (%s); they are kept, and never run again",
+                execution, len(left), ", ".join(t.get_name() for t in left),
+            )  # fmt: skip
+        if self._released is not None and not self.resident:
+            self._released.set()
+
+    def _open_gates(self) -> None:
+        gated = self._gated
+        if not gated:
+            return
+        self._gated = []
+        durable = self._committer.durable
+        for execution in gated:
+            if execution.gate <= durable and not self.holding:
+                execution.gated = False
+                self._open(execution)
+            else:
+                self._gated.append(execution)
+
+    def renewed(self) -> None:
+        """The lease holds again: steps that waited for that start."""
+        self._open_gates()
+
+    def holding_changed(self, *, holding: bool) -> None:
+        """While the store takes no commits nothing is delivered."""
+        self.holding = holding
+        if not holding:
+            self._open_gates()
+
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
+        """The store will never take these writes of one instance: it is blocked with the reason."""
+        uid = whose(writes[0])
+        execution = self.resident.get(uid) if isinstance(uid, bytes) else None
+        if execution is None:
+            return []
+        execution.stopped = execution.frozen = True
+        logger.error("%r is blocked: the store refuses its data: %s", execution, error)
+        self._steps.cut_off(execution)
+        self.blocked_count += 1
+        self._committer.discard(execution.uid)
+        self.real.call_soon(self._forget, execution.uid)
+        return [Release(execution.uid, State.BLOCKED, None, (), f"StoreRefused: {error}", self.version_of(execution.instance.flow))]
+
+    # ------------------------------------------------------------ unloading
+
+    def _unload_longest_waiting(self) -> None:
+        self._unloading = False
+        excess = len(self.resident) - len(self._suspending) - self._settings.max_resident
+        for execution in list(self._parked):
+            if excess <= 0:
+                break
+            if self.suspend(execution):
+                excess -= 1
+
+    def suspend(self, execution: Execution) -> bool:
+        """The waiting instance is handed to the committer as nobody's; frozen from now on. False: it is not waiting."""
+        uid = execution.uid
+        if not execution.waiting or execution.stopped or uid in self._suspending or execution.completed:
+            return False
+        execution.stopped = execution.frozen = True
+        release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken())
+        self._suspending[uid] = release
+        self._parked.pop(execution, None)
+        self._committer.write(release)
+        return True
+
+    def evict(self, uid: bytes, why: str) -> None:
+        """The instance is another's: dropped from memory, nothing is written."""
+        execution = self.resident.get(uid)
+        if execution is not None:
+            logger.warning("%r is dropped: %s", execution, why)
+            execution.stopped = execution.frozen = True
+            self._forget(uid)
+            self._waiters.look()
+
+    # ------------------------------------------------------------ claiming
+
+    def start(self) -> None:
+        """Work is looked for, now and always."""
+        self._poll = self.real.create_task(self._look_for_work())
+
+    def notice(self) -> None:
+        """Somebody else has written to the store; may be called in the real loop only."""
+        self._changed.set()
+
+    async def _look_for_work(self) -> None:
+        thorough_at = self.now() + THOROUGH_SECONDS
+        while not self.draining:
+            self._changed.clear()
+            wait = POLL_SECONDS
+            try:
+                await self._read_wakeups()
+                thorough = self.now() >= thorough_at
+                if thorough:
+                    thorough_at = self.now() + THOROUGH_SECONDS
+                claimed, next_due = await self._claim(thorough=thorough)
+                if claimed:
+                    continue
+                if next_due is not None:
+                    self._timers.at(next_due, self._changed.set)
+                self._sweep()
+            except StoreUnavailable as error:
+                logger.warning("work cannot be looked for now, tried again: %s", error)
+            except PerdureError as error:
+                logger.warning("work cannot be looked for: %s", error)
+            except Exception:
+                logger.exception("looking for work failed, tried again")
+            try:
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _read_wakeups(self) -> None:
+        uids = await self._store.wakeups(self._replica.id)
+        if uids:
+            await self._read_inboxes(uids)
+
+    async def _read_inboxes(self, uids: Iterable[bytes]) -> None:
+        for uid, messages in (await self._store.inbox(list(uids))).items():
+            execution = self.resident.get(uid)
+            if execution is None:
+                continue
+            if uid in self._suspending:
+                self._missed.add(uid)
+                continue
+            for message in messages:
+                execution.mailbox.admit(message)
+
+    async def _claim(self, *, thorough: bool) -> tuple[int, float | None]:
+        room = self._settings.max_running - len(self.resident)
+        if room <= 0 or self.holding or not self._replica.safe_to_start():
+            return 0, None
+        rows, next_due = await self._store.claim(
+            self._replica.id, self._replica_epoch(), flows=list(self._flows), now=self.now(), limit=min(room, CLAIM), thorough=thorough
+        )
+        if rows:
+            before = {row.uid: row for row in rows}
+            for loaded in await self._store.load(list(before)):
+                if loaded.instance.uid not in self.resident:
+                    self._run_claimed(before[loaded.instance.uid], loaded)
+        return len(rows), next_due
+
+    def _replica_epoch(self) -> int:
+        return self._committer.epoch
+
+    def _run_claimed(self, before: Instance, loaded: Loaded) -> None:
+        flow = self._flows.get(before.flow)
+        cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
+        if cancel is not None and (flow is None or before.state is State.BLOCKED or not loaded.entries):
+            self._cancel_without_code(before, cancel)
+            return
+        if flow is None:
+            self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
+            return
+        if not loaded.entries:
+            begun = self._begun(before.uid, before.run, before.flow, self.version_of(before.flow), self.now())
+            number = self._committer.write(begun)
+            self.spawn(Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox), flow).gate = number
+            return
+        self.spawn(loaded, flow)
+
+    def _cancel_without_code(self, instance: Instance, request: Message) -> None:
+        self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self.now(), children=True))
+
+    def _sweep(self) -> None:
+        """Instances that have waited longer than `unload_after` leave memory."""
+        after = self._settings.unload_after
+        if after is None:
+            return
+        limit = self.now() - after
+        for execution in list(self._parked):
+            if execution.parked_at > limit:
+                break
+            self.suspend(execution)
+
+    # ------------------------------------------------------------ the end
+
+    async def drain(self, seconds: float) -> None:
+        """Nothing new starts; running steps may end and are recorded; then everything is nobody's, durably."""
+        self.draining = True
+        self._changed.set()
+        if self._poll is not None:
+            self._poll.cancel()
+            await asyncio.gather(self._poll, return_exceptions=True)
+        self._released = asyncio.Event()
+        if not self.resident:
+            return
+        for execution in list(self.resident.values()):
+            self._try_release(execution)
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._released.wait()
+        except TimeoutError:
+            pass
+        tasks = self._steps.cut_off()
+        if tasks:
+            logger.warning("drain: %d steps did not end within %g s; they are cut off and begin again elsewhere", len(tasks), seconds)
+            await asyncio.wait(tasks, timeout=self.stall_limit)
+        for execution in list(self.resident.values()):
+            self._try_release(execution, anyway=True)
+        await self._committer.drained()
+
+    def _try_release(self, execution: Execution, *, anyway: bool = False) -> None:
+        """An instance without a running step is nobody's, to go on where its row says."""
+        uid = execution.uid
+        if uid in self._suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
+            return
+        execution.stopped = execution.frozen = True
+        waiting = execution.waiting and not execution.completed
+        state = State.SUSPENDED if waiting else State.SCHEDULED
+        seen = execution.mailbox.untaken() if waiting else ()
+        release = Release(uid, state, execution.due_at if waiting else self.now(), seen)
+        self._suspending[uid] = release
+        self._committer.write(release)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """The lease is lost: every execution and step here is dropped, nothing is written. Gives the steps' tasks."""
+        self.draining = True
+        if self._poll is not None:
+            self._poll.cancel()
+        tasks = self._steps.cut_off()
+        for uid in list(self.resident):
+            self.resident[uid].stopped = True
+            self._forget(uid)
+        self._waiters.look()
+        return tasks
+
+    def close(self) -> None:
+        """Threads are left alone."""
+        self._steps.close()
+
+    def blocking_step(self) -> str:
+        """For people: which step runs on the loop right now. Called from another thread."""
+        try:
+            task = asyncio.current_task(self.real)
+            attempt = next((a for a in list(self._steps.running) if a.task is task), None) if task is not None else None
+            turning = next((e for e in list(self.resident.values()) if e.loop.turning), None)
+        except RuntimeError:  # a set changed while it was looked at; the next look finds it
+            return ""
+        if attempt is not None:
+            return f"step {attempt.step} of {attempt.flow} {attempt.id!r}"
+        return f"the body of flow {turning!r}" if turning is not None else ""
+
+    def counts(self) -> tuple[int, int]:
+        """How many instances run here, and how many are parked."""
+        parked = sum(1 for e in self.resident.values() if e.waiting)
+        return len(self.resident) - parked, parked

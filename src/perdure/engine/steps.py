@@ -1,0 +1,267 @@
+"""Runs attempts of steps: as plain tasks of the real loop, or in threads. It tells the execution how each ended.
+
+It knows nothing of order or journals. An attempt ends in exactly one call of its execution: `step_done`, `step_failed`,
+`step_gone`, `outcome_unknown`; or in none, if it was cut off (drain, eviction, lost lease), so that it is begun again elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import codec
+from ..api.current import StepCurrent
+from ..api.scope import scope
+from ..errors import DoesNotFit, NotEncodable, NotInFlow, PayloadTooLarge
+from .operations import ASKED, DROPPED, Op, ReadOp, StepOp
+
+if TYPE_CHECKING:
+    from .execution import Execution
+    from .payloads import Payloads
+
+logger = logging.getLogger("perdure")
+
+_NOT_GIVEN_TYPE = "_NotGiven"
+
+
+class StepHost(Protocol):
+    """What the runner asks of the engine."""
+
+    real: asyncio.AbstractEventLoop
+    payloads: Payloads
+    stall_limit: float
+
+    def now(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], None]) -> Callable[[], None]: ...
+    async def read_for(self, op: ReadOp) -> Any: ...
+
+
+class Attempt(StepCurrent):
+    """One attempt of a step: what `current()` shows inside it, and what the runner holds of it."""
+
+    __slots__ = ("_cut", "_disarm", "_op", "_timed_out", "host", "in_thread", "task")
+
+    def __init__(self, host: StepHost, op: StepOp) -> None:
+        self.host = host
+        self._op = op
+        self.cancelled = False
+        self.task: asyncio.Task[None] | None = None
+        self.in_thread = False
+        self._cut = False
+        self._timed_out = False
+        self._disarm: Callable[[], None] | None = None
+
+    # -- what `current()` shows
+
+    @property
+    def flow(self) -> str:
+        return self._op.run.instance.flow
+
+    @property
+    def id(self) -> str:
+        return self._op.run.instance.id
+
+    @property
+    def parent(self) -> tuple[str, str] | None:
+        return self._op.run.parent
+
+    @property
+    def restarted(self) -> bool:
+        return self._op.run.restarted
+
+    @property
+    def step(self) -> str | None:
+        return self._op.name
+
+    @property
+    def attempt(self) -> int:
+        return self._op.attempts
+
+    @property
+    def key(self) -> str:
+        run = self._op.run
+        return f"{run.uid.hex()}.{run.number}.{self._op.key}"
+
+    def heartbeat(self, progress: object = None, /) -> None:
+        if progress is None:
+            return
+        op = self._op
+        data = op.run.payloads.encode(progress, f"progress of {op.name}")
+        self.host.real.call_soon_threadsafe(self._keep_progress, data)
+
+    def _keep_progress(self, data: bytes) -> None:
+        op = self._op
+        if op.state == ASKED and op.running is self and not op.run.stopped:
+            op.progress = data
+            op.run.put_pending(op, intent=op.spec.at_most_once)
+
+    def progress(self, returns: Any, /) -> Any:
+        data = self._op.progress
+        if data is None:
+            return None
+        value = self._op.run.payloads.decode(data)
+        if not codec.fits(value, returns):
+            raise DoesNotFit(f"progress of {self._op.name}: a {type(value).__qualname__} is not a {returns}")
+        return value
+
+    # -- running
+
+    async def call_plainly(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A step called inside a step is a plain call."""
+        result = fn(*args, **kwargs)
+        return await result if isinstance(result, Awaitable) else result
+
+
+class StepRunner:
+    """See the module. One per engine."""
+
+    def __init__(self, host: StepHost) -> None:
+        self._host = host
+        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="perdure-step")
+        self.running: set[Attempt] = set()
+        self._reads: set[asyncio.Task[None]] = set()
+
+    def start(self, op: StepOp | ReadOp) -> None:
+        """An attempt begins in the next turn of the real loop; called in a plain callback of that."""
+        real = self._host.real
+        if isinstance(op, ReadOp):
+            task = asyncio.Task(self._read(op), loop=real)
+            self._reads.add(task)
+            task.add_done_callback(self._reads.discard)
+            return
+        attempt = Attempt(self._host, op)
+        op.running = attempt
+        op.started_at = self._host.now()
+        context = op.context.copy()
+        context.run(scope.set, attempt)
+        self.running.add(attempt)
+        # A plain task, not through the loop's factory: an eager one would run the step under the flow's loop.
+        attempt.task = asyncio.Task(self._run(attempt, op, context), loop=real, context=context, name=op.name)
+
+    def cancel(self, op: StepOp) -> None:
+        """The attempt is asked to end."""
+        attempt: Attempt | None = op.running
+        if attempt is not None and attempt.task is not None:
+            attempt.cancelled = True
+            attempt.task.cancel()
+
+    def cut_off(self, run: Execution | None = None) -> list[asyncio.Task[None]]:
+        """The attempts (of one execution, or all) are cancelled and leave no trace: they will be begun again. Gives their tasks."""
+        tasks: list[asyncio.Task[None]] = []
+        for attempt in list(self.running):
+            if run is None or attempt._op.run is run:
+                attempt._cut = True
+                attempt.cancelled = True
+                if attempt.task is not None:
+                    attempt.task.cancel()
+                    tasks.append(attempt.task)
+        return tasks
+
+    def close(self) -> None:
+        """No thread is waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, attempt: Attempt, op: StepOp, context: Context) -> None:
+        spec = op.spec
+        run = op.run
+        try:
+            if spec.copy:
+                args, kwargs = run.payloads.copies(op.arguments or b"", op.args, op.kwargs, op.opaque)
+            else:
+                args, kwargs = op.args, op.kwargs
+            if spec.timeout is not None:
+                self._arm(attempt, spec.timeout)
+            if spec.is_async:
+                value = await spec.fn(*args, **kwargs)
+            else:
+                value = await self._in_thread(attempt, context, spec.fn, args, kwargs)
+            returns = spec.returns
+            if returns is None or returns is type(None):
+                value = None
+            elif type(returns).__name__ != _NOT_GIVEN_TYPE and not codec.fits(value, returns):
+                raise DoesNotFit(f"{op.name} returned a {type(value).__qualname__}, which is not a {returns}")
+            data, copy = run.payloads.round_trip(value, op.name)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  every outcome of an attempt is told to the execution
+            self.running.discard(attempt)
+            if attempt._disarm is not None:
+                attempt._disarm()
+            self._failed(attempt, op, error)
+        else:
+            self.running.discard(attempt)
+            if attempt._disarm is not None:
+                attempt._disarm()
+            run.step_done(op, data, copy)
+        attempt.task = None
+
+    def _failed(self, attempt: Attempt, op: StepOp, error: BaseException) -> None:
+        run = op.run
+        if attempt._cut:
+            run.running.discard(op)
+            return
+        if op.state == DROPPED:
+            run.step_gone(op)
+            return
+        at_most_once = op.spec.at_most_once
+        if attempt._timed_out and isinstance(error, asyncio.CancelledError):
+            error = TimeoutError(f"{op.name} has not ended within {op.spec.timeout:g} s")
+            if at_most_once:
+                run.outcome_unknown(op, str(error))
+                return
+        if isinstance(error, NotEncodable | PayloadTooLarge | NotInFlow) or not isinstance(error, Exception):
+            run.step_failed(op, error)
+            return
+        run.step_failed(op, error)
+
+    def _arm(self, attempt: Attempt, timeout: float) -> None:
+        def expire() -> None:
+            if attempt.task is not None:
+                attempt._timed_out = True
+                attempt.cancelled = True
+                attempt.task.cancel()
+
+        attempt._disarm = self._host.call_at(self._host.now() + timeout, expire)
+
+    async def _in_thread(
+        self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
+        attempt.in_thread = True
+        work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(fn, *args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            _, running = await asyncio.wait([work], timeout=self._host.stall_limit)
+            if running:
+                logger.warning("step %s was cancelled and its thread goes on; look at current().cancelled in it", attempt.step)
+                work.add_done_callback(_retrieve)
+            else:
+                _retrieve(work)
+            raise
+
+    async def _read(self, op: ReadOp) -> None:
+        run = op.run
+        try:
+            value = await self._host.read_for(op)
+            op.outcome = run.payloads.encode(value, op.name)
+        except asyncio.CancelledError:
+            run.running.discard(op)
+            raise
+        except Exception as error:  # noqa: BLE001  it is the outcome
+            op.failed, op.outcome = True, run.payloads.encode_error(error, op.name)
+        run.running.discard(op)
+        if op.state == ASKED:
+            run.complete(op)
+
+
+def _retrieve(work: asyncio.Future[Any]) -> None:
+    if not work.cancelled():
+        work.exception()
+
+
+__all__ = ["Attempt", "Op", "StepHost", "StepRunner"]

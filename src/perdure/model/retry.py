@@ -1,0 +1,83 @@
+"""When a failed step is tried again: the rule as a value, decided without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final, final
+
+from ..clock import Duration, seconds
+
+ErrorFilter = tuple[type[Exception], ...] | Callable[[Exception], bool]
+
+
+@final
+class Retry:
+    """A failed step is tried again by this rule.
+
+    Attempt n + 1 starts `initial * backoff ** (n - 1)` seconds after the n-th failed, at most `maximum`, lengthened by a random
+    part of up to `jitter` times that. An error with an attribute `retry_after` (seconds or `timedelta`) asks for at least that
+    delay. `attempts` counts all attempts, None = without end. Only errors that `retry_on` accepts (types, or a function) are
+    retried, and never those of `give_up_on`; what is not an `Exception` never is. Count and next time survive a restart.
+    """
+
+    __slots__ = ("attempts", "backoff", "give_up_on", "initial", "jitter", "maximum", "retry_on")
+
+    def __init__(
+        self,
+        *,
+        attempts: int | None = 15,
+        initial: Duration = 1.0,
+        backoff: float = 2.0,
+        maximum: Duration | None = None,
+        jitter: float = 0.0,
+        retry_on: ErrorFilter = (Exception,),
+        give_up_on: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self.attempts: Final = attempts
+        self.initial: Final = seconds(initial)
+        self.backoff: Final = backoff
+        self.maximum: Final = None if maximum is None else seconds(maximum)
+        self.jitter: Final = jitter
+        self.retry_on: Final = retry_on
+        self.give_up_on: Final = give_up_on
+        if attempts is not None and attempts < 1:
+            raise ValueError(f"attempts={attempts}: at least 1 (the first one counts), or None for no end")
+        if self.initial < 0 or backoff < 1 or jitter < 0 or (self.maximum is not None and self.maximum < 0):
+            raise ValueError("initial, maximum and jitter must not be negative, and backoff not below 1")
+
+    @property
+    def says_which(self) -> bool:
+        """Whether `retry_on` was given, so that an at-most-once step may use it."""
+        return self.retry_on != (Exception,)
+
+    def accepts(self, error: BaseException) -> bool:
+        """Whether this error is of a kind to try again."""
+        if not isinstance(error, Exception) or isinstance(error, self.give_up_on):
+            return False
+        if isinstance(self.retry_on, tuple):
+            return isinstance(error, self.retry_on)
+        return self.retry_on(error)
+
+    def delay(self, failed: int, error: BaseException, random: Callable[[], float]) -> float | None:
+        """Seconds until the next attempt, after `failed` attempts the last of which raised `error`; None: give up."""
+        if (self.attempts is not None and failed >= self.attempts) or not self.accepts(error):
+            return None
+        try:
+            delay = self.initial * self.backoff ** (failed - 1)
+        except OverflowError:
+            delay = float("inf")
+        delay = min(delay, self.maximum if self.maximum is not None else _LONGEST)
+        if self.jitter:
+            delay += delay * self.jitter * random()
+        return max(delay, _suggested(error))
+
+
+_LONGEST: Final = 365 * 86400.0
+
+
+def _suggested(error: BaseException) -> float:
+    after = getattr(error, "retry_after", None)
+    if isinstance(after, timedelta):
+        return max(0.0, after.total_seconds())
+    return max(0.0, float(after)) if isinstance(after, int | float) else 0.0

@@ -1,0 +1,188 @@
+"""What may be written, as a closed union of records, and what the store answers. One batch = one transaction.
+
+A store folds a batch and executes it in this order, whatever the order of the writes in it, so that what one instance
+does to another sees the other's final state and nobody misses a wake-up:
+creates → entries → pending → takes → exposes → images (`Update`, `Release`, `Finish`; the last per instance wins)
+→ watches → answers and cancel requests that follow from a finish → sends. Rows within a step are sorted by key.
+Every write may be repeated: a batch sent again after a lost answer changes nothing more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .records import Entry, Message, Pending, State
+
+
+class Create(msgspec.Struct, frozen=True, gc=False):
+    """A new instance, unless (flow, id) exists. Answered by `Created` or `Existing`."""
+
+    uid: bytes
+    flow: str
+    id: str
+    arguments: bytes
+    digest: bytes
+    parent: bytes | None
+    owned: bool
+    """Created already running and owned by the batch's replica; else `scheduled` for all, due at `due_at`."""
+    due_at: float | None
+    version: str
+    at: float
+    begun: Entry | None
+    """Entry 0, written only if the instance is created; given iff owned."""
+
+
+class PendingPut(msgspec.Struct, frozen=True, gc=False):
+    """The pending operation stands as given (inserted or replaced)."""
+
+    pending: Pending
+
+
+class PendingDrop(msgspec.Struct, frozen=True, gc=False):
+    """The pending operation is gone."""
+
+    uid: bytes
+    run: int
+    key: str
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """A row for the inbox of (flow, id), or of `uid` if given. Answered by `Sent`.
+
+    If the instance is not owned by the batch's replica, and neither ended nor unknown, a wake-up row is written too.
+    A message (not an answer or cancel request) for an unknown (flow, id) waits and is adopted by its creation;
+    a message with a key seen before in this run is dropped. A cancel request for an ended or unknown instance is dropped.
+    """
+
+    flow: str
+    id: str
+    message: Message
+    uid: bytes | None = None
+
+
+class Take(msgspec.Struct, frozen=True, gc=False):
+    """The message is in the journal now: its row keeps only mid and key (so that neither is accepted again)."""
+
+    uid: bytes
+    mid: bytes
+
+
+class Watch(msgspec.Struct, frozen=True, gc=False):
+    """The asker wants to know how (flow, id) ends. Answered by `Sent` with the answer's row, or `None` while it lives.
+
+    If the instance has ended, is unknown, or was started with other arguments than `digest` says (where given), the answer's
+    row is written at once, else by the batch that finishes it: `Message(kind=ANSWER, key=key, run=run, type=<state or
+    "not-found" or "already-started">, body=<the instance's outcome>, failed=<not succeeded>)`, with
+    `mid = answer_mid(asker, run, key)`.
+    """
+
+    asker: bytes
+    run: int
+    key: str
+    flow: str
+    id: str
+    digest: bytes | None
+
+
+class Unwatch(msgspec.Struct, frozen=True, gc=False):
+    """The asker does not want to know any more; an answer that was written already stays in its inbox."""
+
+    asker: bytes
+    run: int
+    key: str
+
+
+class Expose(msgspec.Struct, frozen=True, gc=False):
+    """The exposed value under `key` is this one."""
+
+    uid: bytes
+    key: str
+    value: bytes
+
+
+class Update(msgspec.Struct, frozen=True, gc=False):
+    """The owned, resident instance stands so: whether its row alone says when to go on, and when that is."""
+
+    uid: bytes
+    waiting: bool
+    due_at: float | None
+
+
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """The instance is nobody's: suspended, scheduled (to go on at once elsewhere) or blocked with a reason.
+
+    `seen` are the messages that this execution looked at without taking them: they wake nobody again. A message of the
+    instance that is neither taken nor seen, from anybody, gets a wake-up row in this batch if the state is suspended.
+    """
+
+    uid: bytes
+    state: State
+    due_at: float | None
+    seen: tuple[bytes, ...] = ()
+    reason: str | None = None
+    version: str = ""
+
+
+class Finish(msgspec.Struct, frozen=True, gc=False):
+    """The instance has ended; watchers are answered, unfinished attached children are asked to cancel. Answered by `Finished`."""
+
+    uid: bytes
+    state: State
+    outcome: bytes | None
+    at: float
+    children: bool
+    """Whether it may have attached children (spares a look)."""
+
+
+Write = (
+    Create | Entry | PendingPut | PendingDrop | Send | Take | Watch | Unwatch | Expose | Update | Release | Finish
+)
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """One transaction. `replica` is None for a client, which only creates (not owned) and sends."""
+
+    replica: str | None
+    epoch: int
+    writes: list[Write]
+    now: float
+    """Engine time."""
+
+
+class Created(msgspec.Struct, frozen=True, gc=False):
+    """The instance was created (now, or by the same write before); `inbox` are the messages that waited for it, in order."""
+
+    inbox: tuple[Message, ...] = ()
+
+
+class Existing(msgspec.Struct, frozen=True, gc=False):
+    """(flow, id) existed: whose life it is, and what it was started with."""
+
+    uid: bytes
+    state: State
+    arguments: bytes
+    digest: bytes
+
+
+class Sent(msgspec.Struct, frozen=True, gc=False):
+    """Where a row went. `owner` is the target's owner after the batch; `new` is False for a key seen before."""
+
+    uid: bytes | None
+    owner: str | None
+    message: Message
+    new: bool
+
+
+class Finished(msgspec.Struct, frozen=True, gc=False):
+    """The rows that the finish wrote into other inboxes: answers for watchers, cancel requests for children."""
+
+    sent: tuple[Sent, ...]
+
+
+class NotOwned(msgspec.Struct, frozen=True, gc=False):
+    """An image did not match: the batch's replica does not own that instance (any more); the rest of the batch stands."""
+
+    uid: bytes
+
+
+Answer = Created | Existing | Sent | Finished | NotOwned | None

@@ -1,0 +1,26 @@
+"""From a URL to a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perdure.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from perdure.stores.contract import Store
+
+
+def open_store(url: str) -> Store:
+    """A store for the URL, not opened yet: `sqlite:///relative.db`, `sqlite:////absolute.db` or `memory://`.
+
+    Raises:
+        ValueError: no store is known for it.
+    """
+    scheme, found, rest = url.partition("://")
+    if found and scheme == "memory" and not rest.strip("/"):
+        return MemoryStore()
+    if found and scheme == "sqlite" and len(rest) > 1 and rest.startswith("/"):
+        from perdure.stores.sqlite import SqliteStore  # who stays in memory need not load a database
+
+        return SqliteStore(rest[1:])
+    raise ValueError(f"{url!r} is no store; known are sqlite:///relative.db, sqlite:////absolute.db and memory://")

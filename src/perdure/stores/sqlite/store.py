@@ -1,0 +1,337 @@
+"""`SqliteStore`: the contract on one SQLite file, for any number of processes of one machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from perdure.errors import EngineClosed, ForkedEngine, LeaseLost, StoreUnavailable
+from perdure.stores.contract import Hung, Reaped
+from perdure.stores.folding import Folded
+from perdure.stores.leases import Lease
+from perdure.stores.sqlite import owning, reading, schema, writing
+from perdure.stores.sqlite.replicas import ReplicaFile, Turnstile, replicas_in, write_lock_holder
+from perdure.stores.sqlite.writer import BUSY_MS, Writer, mapped
+from perdure.system import System
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from perdure.model.records import Instance, Loaded, Message, State
+    from perdure.model.writes import Answer, Batch
+    from perdure.stores.sqlite.connection import Database
+
+_HUNG_WAIT_MS = 1000
+
+
+class _Member:
+    """A replica that joined through this object."""
+
+    __slots__ = ("file", "lease")
+
+    def __init__(self, file: ReplicaFile, lease: Lease) -> None:
+        self.file = file
+        self.lease = lease
+
+
+class SqliteStore:
+    """A SQLite file. Writes go through one thread; reads are done where they are asked for, on the event loop.
+
+    Reads have no thread: a thread gives up the GIL for every row, and beside a busy loop each row then costs up to a
+    switch interval (500 µs a row where the loop itself takes 1).
+    """
+
+    def __init__(self, path: str | Path, system: System | None = None) -> None:
+        self.path: str = os.path.abspath(path)
+        self.system = system or System()
+        self._pid = os.getpid()
+        self._folder = self.path + "-replicas"
+        self._members: dict[str, _Member] = {}
+        self._notify: list[Callable[[], None]] = []
+        self._writer: Writer | None = None
+        self._db: Database | None = None
+
+    async def open(self) -> None:
+        """See Store."""
+        self._here()
+        if self._writer is not None:
+            return
+        writer = Writer(self.path, Turnstile(self._folder), self.system.clock, self._tell)
+        try:
+            await writer.start()
+            with mapped(self.path):
+                os.makedirs(self._folder, exist_ok=True)
+            self._db = schema.connect(self.path)
+        except BaseException:
+            await writer.stop()
+            raise
+        self._writer = writer
+
+    async def close(self) -> None:
+        """See Store."""
+        self._here()
+        writer, self._writer = self._writer, None
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+        if writer is not None:
+            await writer.stop()
+        for member in self._members.values():
+            member.file.close()
+        self._members.clear()
+
+    # -- membership
+
+    async def join(self, replica: str, lease: float) -> int:
+        """See Store."""
+        writer = self._open_writer()
+        if replica not in self._members:
+            with mapped(self.path):
+                file = ReplicaFile(self._folder, replica)
+                if not file.hold():
+                    raise LeaseLost(f"another process holds the file of replica {replica}, or takes it over")
+            self._members[replica] = _Member(file, Lease(self.system.clock.boot(), lease))
+        self.renew(replica, lease)
+        return await writer.do(partial(self._join, replica))
+
+    def renew(self, replica: str, lease: float) -> float:
+        """See Store; needs neither the database nor the turnstile."""
+        self._here()
+        now, boot = self.system.clock.wall(), self.system.clock.boot()
+        member = self._members.get(replica)
+        with mapped(self.path):
+            if member is None or not member.file.write(now + lease, boot + lease):
+                raise LeaseLost(f"replica {replica} was taken over, or never joined")
+        member.lease.renewed(boot, lease)
+        return now
+
+    async def raise_epoch(self, replica: str, epoch: int) -> int:
+        """See Store."""
+        return await self._open_writer().do(partial(self._raise_epoch, replica, epoch))
+
+    async def leave(self, replica: str) -> None:
+        """See Store."""
+        await self._open_writer().do(partial(self._take_over, replica, 1000))
+        member = self._members.pop(replica, None)
+        if member is not None:
+            member.file.remove()
+
+    async def reap(self, me: str, *, kill_hung: bool, limit: int = 1000) -> Reaped:
+        """See Store."""
+        writer, db = self._open_writer(), self._reader()
+        with mapped(self.path):
+            fences = dict(db.execute("select replica, alive from fence").fetchall())
+            names = sorted({*fences, *replicas_in(self._folder)} - {me})
+        taken: list[str] = []
+        hung: list[Hung] = []
+        for replica in names:
+            found = await writer.do(partial(self._look_at, replica, me, kill_hung, limit))
+            if isinstance(found, Hung):
+                hung.append(found)
+            elif found:
+                taken.append(replica)
+        if taken:
+            self._changed()
+        return Reaped(tuple(taken), tuple(hung))
+
+    # -- writing
+
+    async def commit(self, batch: Batch) -> list[Answer]:
+        """See Store."""
+        writer = self._open_writer()
+        fold = Folded(batch.writes)  # here, because beside a busy loop the thread would wait for the GIL to do it
+        answers = await writer.do(partial(self._commit, batch, fold))
+        self._changed()
+        return answers
+
+    async def claim(
+        self, replica: str, epoch: int, *, flows: Sequence[str], now: float, limit: int, thorough: bool = False
+    ) -> tuple[list[Instance], float | None]:
+        """See Store; takes the write lock only if there is something to claim."""
+        writer, db = self._open_writer(), self._reader()
+        with mapped(self.path):
+            rows = owning.candidates(db, flows, now, limit, thorough)
+            if not rows:
+                writing.fenced(db, replica, epoch)
+        if rows:
+            rows = await writer.do(partial(self._claim, replica, epoch, rows))
+            self._changed()
+        with mapped(self.path):
+            return rows, owning.next_due(self._reader(), flows)
+
+    async def wakeups(self, replica: str) -> list[bytes]:
+        """See Store; takes the write lock only if there is one."""
+        writer, db = self._open_writer(), self._reader()
+        with mapped(self.path):
+            rows: list[tuple[bytes]] = db.execute(owning.CALLS, (replica,)).fetchall()
+        if rows:
+            await writer.do(partial(self._called, replica, rows))
+        return [row[0] for row in rows]
+
+    # -- reading
+
+    async def load(self, uids: Sequence[bytes]) -> list[Loaded]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.load(self._reader(), uids)
+
+    async def inbox(self, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.inbox(self._reader(), uids)
+
+    async def instance(self, flow: str, id: str) -> Instance | None:
+        """See Store."""
+        with mapped(self.path):
+            return reading.instance(self._reader(), flow, id)
+
+    async def instances(self, uids: Sequence[bytes]) -> list[Instance]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.instances(self._reader(), uids)
+
+    async def exposed(self, uid: bytes) -> Mapping[str, bytes]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.exposed(self._reader(), uid)
+
+    async def find(
+        self, *, flow: str | None, states: Sequence[State] | None, since: float | None, after: bytes | None, limit: int
+    ) -> list[Instance]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.find(self._reader(), flow, states, since, after, limit)
+
+    # -- noticing
+
+    def on_change(self, notify: Callable[[], None]) -> None:
+        """See Store."""
+        self._notify.append(notify)
+
+    async def check(self) -> None:
+        """See Store; writes a row, because a full disk shows in nothing else."""
+        await self._open_writer().do(self._check)
+
+    # -- inside
+
+    def _here(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedEngine("this process was forked after the store was made; make a store of its own in the child")
+
+    def _open_writer(self) -> Writer:
+        self._here()
+        if self._writer is None:
+            raise EngineClosed(f"the store {self.path} is not open")
+        return self._writer
+
+    def _reader(self) -> Database:
+        self._here()
+        if self._db is None:
+            raise EngineClosed(f"the store {self.path} is not open")
+        return self._db
+
+    def _tell(self) -> None:
+        for notify in tuple(self._notify):
+            notify()
+
+    def _changed(self) -> None:
+        # SQLite tells of other connections only; engines that share this object are told here, whoever of them it was.
+        if len(self._notify) > 1:
+            self._tell()
+
+    # -- on the writer's thread
+
+    def _join(self, replica: str, db: Database) -> int:
+        def work(db: Database) -> tuple[int, int]:
+            db.execute("insert into fence(replica, epoch, alive) values (?, 1, 1) on conflict do nothing", (replica,))
+            return db.execute("select epoch, alive from fence where replica = ?", (replica,)).get
+
+        epoch, alive = self._open_writer().transaction(db, work)
+        if not alive:
+            raise LeaseLost(f"replica {replica} was taken over; join under a new id")
+        return epoch
+
+    def _raise_epoch(self, replica: str, epoch: int, db: Database) -> int:
+        def work(db: Database) -> int | None:
+            db.execute(
+                "update fence set epoch = max(epoch, ?) + 1 where replica = ? and alive", (epoch, replica)
+            )  # fmt: skip
+            return db.execute("select epoch from fence where replica = ? and alive", (replica,)).get
+
+        raised = self._open_writer().transaction(db, work)
+        if raised is None:
+            raise LeaseLost(f"replica {replica} was taken over")
+        return raised
+
+    def _commit(self, batch: Batch, fold: Folded, db: Database) -> list[Answer]:
+        return self._open_writer().transaction(db, lambda db: writing.write(db, batch, fold))
+
+    def _claim(self, replica: str, epoch: int, rows: list[Instance], db: Database) -> list[Instance]:
+        return self._open_writer().transaction(db, lambda db: owning.claim(db, replica, epoch, rows))
+
+    def _called(self, replica: str, rows: list[tuple[bytes]], db: Database) -> None:
+        self._open_writer().transaction(db, lambda db: owning.CALLED.run(db, rows, replica))
+
+    def _check(self, db: Database) -> None:
+        writer = self._open_writer()
+        writer.check_present()
+        now = self.system.clock.wall()
+        text = "insert into checked(one, at) values (1, ?) on conflict(one) do update set at = excluded.at"
+        writer.transaction(db, lambda db: db.execute(text, (now,)) and None)
+
+    def _take_over(self, replica: str, limit: int, db: Database, wait_ms: int = BUSY_MS) -> None:
+        """The replica can write no more, owns nothing, and its row is gone."""
+        writer = self._open_writer()
+
+        def bar(db: Database) -> None:
+            db.execute("update fence set alive = 0, epoch = epoch + 1 where replica = ?", (replica,))
+
+        def free(db: Database) -> bool:
+            more = owning.free(db, replica, limit, self.system.clock.wall()) == limit
+            if not more:
+                db.execute("delete from fence where replica = ?", (replica,))
+            return more
+
+        writer.transaction(db, bar, wait_ms)
+        ReplicaFile(self._folder, replica).mark_dead()
+        while writer.transaction(db, free):
+            pass
+
+    def _look_at(self, replica: str, me: str, kill_hung: bool, limit: int, db: Database) -> Hung | bool:
+        """Whether the replica was taken over now; or that it hangs and holds the database."""
+        file = ReplicaFile(self._folder, replica)
+        if file.hold():  # its process is gone, whatever its lease says
+            try:
+                self._take_over(replica, limit, db)
+                file.remove()
+            finally:
+                file.close()
+            return True
+        barred = db.execute("select alive from fence where replica = ?", (replica,)).get == 0
+        if not barred and not self._hangs(file, me):
+            return False
+        try:
+            self._take_over(replica, limit, db, _HUNG_WAIT_MS)
+        except StoreUnavailable:
+            return self._holds_up(file, me, kill_hung, limit, db)
+        file.remove()
+        return True
+
+    def _hangs(self, file: ReplicaFile, me: str) -> bool:
+        now = self.system.clock.boot()
+        member = self._members.get(me)
+        return member is not None and member.lease.may_judge(now) and now > file.read()[2]
+
+    def _holds_up(self, file: ReplicaFile, me: str, kill_hung: bool, limit: int, db: Database) -> Hung | bool:
+        pid, since, _ = file.read()
+        if write_lock_holder(self.path) != pid or pid == os.getpid() or not self._hangs(file, me):
+            raise StoreUnavailable(f"{self.path} is locked; the takeover of replica {file.replica} is tried again")
+        if not kill_hung:
+            return Hung(file.replica, pid, since)
+        os.kill(pid, signal.SIGKILL)
+        self._take_over(file.replica, limit, db)
+        file.remove()
+        return True
