@@ -111,7 +111,7 @@ def compare(options: argparse.Namespace) -> int:
         if results.peer_missing:
             print(f"DBOS is missing from this table, it could not be installed: {results.peer_missing}")
         print()
-        print(report.table(results))
+        print(report.table(results, options.repetitions))
         print()
         print(report.legend())
         for problem in results.problems:

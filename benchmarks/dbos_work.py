@@ -9,6 +9,7 @@ single waiting workflow is polled for every 10 ms.
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import json
 import os
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--kill-at", type=int, default=-1)
     options = parser.parse_args()
     kill_at, second_life = options.kill_at, options.work.endswith("_restart")
+    faulthandler.enable()
     launch_at = time.monotonic()
     launch(options.dir, QUICK_POLL_S if options.work == "w4" else POLL_S)
     if not options.work.endswith(("_restart", "_kill")):

@@ -6,6 +6,7 @@ It prints one line of JSON; a workload named `_kill` ends by SIGKILL instead, an
 import argparse
 import asyncio
 import cProfile
+import faulthandler
 import gc
 import json
 import os
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path)
     options = parser.parse_args()
     probe.kill_at, probe.second_life = options.kill_at, options.work.endswith("_restart")
+    faulthandler.enable()
     meter = Meter(options.profile)
     figures = asyncio.run(measure(options.work, options.dir.resolve(), options.count, meter))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

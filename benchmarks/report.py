@@ -122,14 +122,16 @@ def heading(results: Results, repetitions: int, directory: Path) -> str:
     return "\n".join(lines)
 
 
-def table(results: Results) -> str:
+def table(results: Results, repetitions: int) -> str:
     """The figures as text, one line a metric."""
     head = ("", "Perdure", "unit", "target", "met", "x raw", results.peer_name, "x better")
     lines: list[tuple[str, ...]] = []
     for plan in PLANS:
         if plan.work not in results.perdure and plan.work not in results.peer:
             continue
-        lines.append((plan.title + (" *" if plan.work in results.company else ""),))
+        done = len(results.perdure.get(plan.work, []))
+        short = f" ({done} of {repetitions} runs)" if done < repetitions else ""
+        lines.append((plan.title + short + (" *" if plan.work in results.company else ""),))
         lines.extend(cells(metric, row(metric, results)) for metric in METRICS if metric.work == plan.work)
     widths = [max(len(line[n]) for line in [head, *lines] if len(line) > 1) for n in range(len(head))]
     widths[0] = max(widths[0], 44)

@@ -76,7 +76,11 @@ def run_process(command: Sequence[str], limit_s: float, *, killed: bool = False)
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        raise WorkFailed(f"not done after {limit_s:g} s") from None
+        os.killpg(process.pid, signal.SIGABRT)  # faulthandler in the child then says where each thread stands
+        _, err = process.communicate(timeout=10)
+        print(err, file=sys.stderr, flush=True)
+        part = " ".join(command[command.index("--dir") - 1 : command.index("--dir")]) if "--dir" in command else ""
+        raise WorkFailed(f"{part} not done after {limit_s:g} s; its stacks are on standard error") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

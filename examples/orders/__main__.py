@@ -19,7 +19,7 @@ from examples.orders.model import Case, load_cases
 from examples.orders.reconcile import WHY, Report, reconcile
 from examples.orders.supervisor import Business, Plan, Run, Show, gather_facts
 
-PROBLEMS_SHOWN: Final = 20
+PROBLEMS_SHOWN: Final = 5  # of each kind
 
 
 class Bar:
@@ -89,11 +89,11 @@ def print_report(console: Console, report: Report, run: Run, orders: int) -> Non
         f"{orders:,} orders in {run.seconds:.1f} s = {orders / run.seconds:.0f} orders/s, {run.kills} kills (SIGKILL), "
         f"{again:.2f} s from each kill to the next order taken, {run.posts_repeated:,} posts repeated."
     )
-    problems = report.problems
-    for problem in problems[:PROBLEMS_SHOWN]:
-        console.print(f"WRONG: {problem}", style="red", markup=False)
-    if len(problems) > PROBLEMS_SHOWN:
-        console.print(f"... and {len(problems) - PROBLEMS_SHOWN:,} more", style="red")
+    for check in report.checks:
+        for problem in check.problems[:PROBLEMS_SHOWN]:
+            console.print(f"WRONG: {check.statement}: {problem}", style="red", markup=False)
+        if len(check.problems) > PROBLEMS_SHOWN:
+            console.print(f"... and {len(check.problems) - PROBLEMS_SHOWN:,} more of this kind", style="red")
 
 
 async def conduct(plan: Plan, console: Console) -> bool:

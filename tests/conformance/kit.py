@@ -68,7 +68,9 @@ def pending(of: int, key: str = "1", attempt: int = 1) -> PendingPut:
     return PendingPut(Pending(uid(of), 0, key, Kind.STEP, "work", b"[]", b"dd", True, attempt, 3.5, b"error", b"half"))
 
 
-def finish(of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"done", *, children: bool = False) -> Finish:
+def finish(
+    of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"done", *, children: bool = False
+) -> Finish:
     return Finish(uid(of), state, outcome, 9.0, children)
 
 

@@ -114,7 +114,9 @@ async def test_a_pending_operation_is_replaced_and_dropped(kit: Kit) -> None:
 
 
 async def test_of_put_and_drop_in_a_batch_the_last_counts(kit: Kit) -> None:
-    await kit.commit(create(1), pending(1, "1"), PendingDrop(uid(1), 0, "1"), PendingDrop(uid(1), 0, "2"), pending(1, "2"))
+    await kit.commit(
+        create(1), pending(1, "1"), PendingDrop(uid(1), 0, "1"), PendingDrop(uid(1), 0, "2"), pending(1, "2")
+    )
     assert [p.key for p in (await kit.load(1)).pending] == ["2"]
 
 

@@ -30,6 +30,10 @@ class CommitterHost(Protocol):
     """What the committer tells the engine."""
 
     def now(self) -> float: ...
+    def large_bytes(self) -> int:
+        """How many bytes of large payloads may be among the writes of the next batch."""
+        ...
+
     def committed(self, writes: list[Write], answers: list[Answer]) -> None:
         """These are durable; called in the real loop, once per batch, before anybody else is told."""
         ...
@@ -144,8 +148,8 @@ class Committer:
 
     def _take(self) -> list[Write]:
         writes = self._writes
-        n = len(writes) if len(writes) <= BATCH_WRITES else BATCH_WRITES
-        if n * 200_000 > BATCH_BYTES:  # only then can it be too much
+        n = min(len(writes), BATCH_WRITES)
+        if self._host.large_bytes() > BATCH_BYTES:  # only then can it be too much
             n = _prefix_of_bytes(writes, n)
         self._writes = writes[n:]
         return writes if n == len(writes) else writes[:n]

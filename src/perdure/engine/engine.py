@@ -34,6 +34,7 @@ from ..model.retry import Retry
 from ..model.writes import Answer, Create, Existing, Send, Write
 from ..stores.contract import Store
 from ..stores.open import open_store
+from . import collector
 from .committer import Committer, Told
 from .execution import check_name
 from .operations import cancel_message, new_message
@@ -193,6 +194,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self._entered = True
         self._real = asyncio.get_running_loop()
         await self._store.open()
+        collector.engine_started()
         try:
             clock = self._store.system.clock
             self._timers = Timers(self._time.now, self._real, clock)
@@ -225,6 +227,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     async def _close(self) -> None:
         self._open = False
+        collector.engine_stopped()
         closed = EngineClosed("the engine was closed")
         for task in self._tasks:
             task.cancel()
@@ -350,6 +353,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     def now(self) -> float:
         """Engine time."""
         return self._time.now()
+
+    def large_bytes(self) -> int:
+        """See `CommitterHost`."""
+        large, self._payloads.large = self._payloads.large, 0
+        return large
 
     def committed(self, writes: list[Write], answers: list[Answer]) -> None:
         """See `CommitterHost`."""

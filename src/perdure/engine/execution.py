@@ -80,6 +80,7 @@ class Host(Protocol):
     """While a commit fails or its outcome is unknown, nothing is delivered."""
 
     def now(self) -> float: ...
+    def schedule(self, loop: FlowLoop, /) -> None: ...
     def write(self, write: Write, /) -> int: ...
     def gate(self, execution: Execution) -> None: ...
     def start_step(self, op: StepOp | ReadOp) -> None: ...
@@ -102,13 +103,14 @@ class Execution:
     __slots__ = (
         "__weakref__", "_ahead", "_ended_tasks", "_ending", "_explicit", "_exposed", "_never", "_pending", "_position", "_recorded",
         "_said", "_by_key", "_dropped", "asked", "cancel_reason", "completed", "flow", "frozen", "gate", "gated", "has_children",
-        "host", "instance", "live", "loop", "mailbox", "main", "number", "ops", "payloads", "problem", "root", "running", "seq",
+        "host", "instance", "live", "loop", "mailbox", "main", "number", "ops", "payloads", "problem", "root", "running", "schedule", "seq",
         "stopped", "timers", "to_cancel", "to_go", "uid", "waiting", "due_at", "parked_at", "_cancelled_main", "restarted", "parent_name",
     )  # fmt: skip
 
     def __init__(self, host: Host, payloads: Payloads, flow: FlowFunction[..., Any], loaded: Loaded) -> None:
         instance = loaded.instance
         self.host = host
+        self.schedule = host.schedule
         self.payloads = payloads
         self.flow = flow
         self.instance = instance
@@ -486,8 +488,6 @@ class Execution:
                 started_at, at, op.ref,
             )  # fmt: skip
         )
-        if isinstance(op, StepOp) and op.row:
-            self.write(PendingDrop(self.uid, self.number, op.key))
 
     def append_pushed(self, kind: str, name: str, arguments: bytes | None, message: Message) -> None:
         """What came by itself is the next entry."""
@@ -829,9 +829,25 @@ class Execution:
         loop.closed = True
         self.ops.clear()
         self.completed.clear()
+        if not left:  # no cycles for the collector
+            loop.tasks.clear()
+            loop.owner = NOBODY
+            self.main = None
+            del self.root, self.mailbox
         return left
 
 
+class _Nobody:
+    """The owner of a loop whose execution is gone."""
+
+    def __repr__(self) -> str:
+        return "an unloaded flow"
+
+    def unhandled(self, context: dict[str, Any]) -> None:
+        """Nobody to tell."""
+
+
+NOBODY: Final[Any] = _Nobody()
 _number = itertools.count()  # ties between timers go by the order in which they were armed
 _GONE: Final[Any] = None
 _NO_ENTRIES: Final[list[Entry]] = []

@@ -34,12 +34,17 @@ DEAD_TURNS: Final = 200
 
 _get_running = asyncio._get_running_loop
 _set_running = asyncio._set_running_loop
+_set_hooks = sys.set_asyncgen_hooks
 
 
 class Owner(Protocol):
     """What the loop asks of its execution."""
 
     root: Place
+
+    def schedule(self, loop: FlowLoop) -> None:
+        """`loop.run` is called in the next turn of the real loop."""
+        ...
 
     def deliver(self) -> bool:
         """The next outcome was given to the flow; False: there is none now."""
@@ -169,7 +174,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """The loop runs in the next turn of the real loop."""
         if not self._scheduled and not self.turning:
             self._scheduled = True
-            self.real.call_soon(self.run)
+            self.owner.schedule(self)
 
     def run(self) -> None:
         """Everything inside runs until idle, outcomes are delivered until there are none; a callback of the real loop."""
@@ -177,16 +182,15 @@ class FlowLoop(asyncio.AbstractEventLoop):
         if self.closed:
             return
         hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(self._generator_born, self._generator_dropped)
-        outer = _get_running()
+        _set_hooks(self._generator_born, self._generator_dropped)
         _set_running(self)
         self.turning = True
         try:
             more = self._turn_and_deliver()
         finally:
             self.turning = False
-            _set_running(outer)
-            sys.set_asyncgen_hooks(*hooks)
+            _set_running(self.real)
+            _set_hooks(*hooks)
         if more:
             self.wake()
         elif not self.closed:
@@ -197,9 +201,16 @@ class FlowLoop(asyncio.AbstractEventLoop):
         deliver = self.owner.deliver
         deliveries = 0
         while True:
-            if self._ready and not self._stuck and not self._turn() and not self._judge():
-                return not self.closed
+            turns = self._turns
+            while self._ready and not self._stuck:
+                self._turn()
+                turns += 1
+                if turns % SLICE_TURNS == 0 and self._ready:
+                    self._turns = turns
+                    if not self._judge():
+                        return not self.closed
             if self.closed or not deliver():
+                self._turns = turns
                 return False
             self._turns = 0
             self._stuck = False
@@ -207,19 +218,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
             if deliveries > SLICE_DELIVERIES:
                 return True
 
-    def _turn(self) -> bool:
-        """Callbacks run until there are none; False: the slice is over, or nothing moves, or the loop was closed."""
-        turns = self._turns
-        while self._ready:
-            self._turn_once()
-            turns += 1
-            if turns % SLICE_TURNS == 0 and self._ready:
-                self._turns = turns
-                return False
-        self._turns = turns
-        return True
-
-    def _turn_once(self) -> None:
+    def _turn(self) -> None:
+        """Every callback that is ready now is called."""
         ready, self._ready = self._ready, []
         for handle in ready:
             if not handle._cancelled:
@@ -258,7 +258,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """`callbacks` were called inside, and a bounded number of turns has run; nothing was delivered."""
         outer = _get_running()
         hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(self._generator_born, self._generator_dropped)
+        _set_hooks(self._generator_born, self._generator_dropped)
         _set_running(self)
         self.turning = True
         try:
@@ -267,11 +267,11 @@ class FlowLoop(asyncio.AbstractEventLoop):
             for _ in range(DEAD_TURNS):
                 if not self._ready:
                     break
-                self._turn_once()
+                self._turn()
         finally:
             self.turning = False
             _set_running(outer)
-            sys.set_asyncgen_hooks(*hooks)
+            _set_hooks(*hooks)
 
     # ------------------------------------------------------------ what asyncio asks of a loop
 

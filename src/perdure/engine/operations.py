@@ -62,19 +62,9 @@ class Op:
         """The live outcome has its place in the order: it is written and given to the flow. False: nobody wants it."""
         if self.state != ASKED:
             return False
-        self.run.append(self, self.attempts, self.started_at)
+        self.run.append(self, 1, self.run.loop.now)
         self.give()
         return True
-
-    @property
-    def attempts(self) -> int:
-        """How many attempts the outcome took."""
-        return 1
-
-    @property
-    def started_at(self) -> float:
-        """When the work for the outcome began."""
-        return self.run.loop.now
 
     def restore(self, entry: Entry) -> None:
         """The recorded outcome is given to the flow."""
@@ -116,8 +106,8 @@ class StepOp(Op):
     """A step: attempts run outside the flow, by the step runner."""
 
     __slots__ = (
-        "_began", "args", "context", "copy", "error", "failures", "heart", "intent", "kwargs", "next_at", "opaque", "progress",
-        "row", "running", "spec", "why",
+        "args", "context", "copy", "error", "failures", "intent", "kwargs", "next_at", "opaque", "progress", "row", "running",
+        "spec", "started_at",
     )  # fmt: skip
     kind = Kind.STEP
 
@@ -135,7 +125,7 @@ class StepOp(Op):
         self.spec = spec
         self.args = args
         self.kwargs = kwargs
-        self.context = context
+        self.context: Context | None = context
         self.failures = 0
         """Attempts that have failed so far."""
         self.next_at: float | None = None
@@ -148,22 +138,8 @@ class StepOp(Op):
         self.running: Any = None
         """The attempt that runs now."""
         self.copy: Any = _NOTHING
-        self.why = ""
-        self._began = 0.0
-
-    @property
-    def attempts(self) -> int:
-        """All attempts, the last included."""
-        return self.failures + 1
-
-    @property
-    def started_at(self) -> float:
+        self.started_at = 0.0
         """When the last attempt began."""
-        return self._began
-
-    @started_at.setter
-    def started_at(self, at: float) -> None:
-        self._began = at
 
     def activate(self) -> None:
         run = self.run
@@ -176,12 +152,20 @@ class StepOp(Op):
                 run.put_pending(self, intent=True)
             run.to_go.append(self)
 
-    def value(self) -> Any:
-        """The decoded copy that was made when it was recorded, or decoding the entry's bytes."""
-        if self.copy is not _NOTHING:
-            value, self.copy = self.copy, _NOTHING
-            return value
-        return super().value()
+    def record(self) -> bool:
+        if self.state != ASKED:
+            return False
+        run = self.run
+        run.append(self, self.failures + 1, self.started_at)
+        if self.row:
+            run.write(PendingDrop(run.uid, run.number, self.key))
+        self.context = None  # it leads back here through the attempt: no cycle is left to the collector
+        if self.copy is not _NOTHING and not self.future.done():
+            self.future.set_result(self.copy)  # the decoded copy that was made when it was recorded
+            self.copy = _NOTHING
+        else:
+            self.give()
+        return True
 
     def dropped(self) -> None:
         run = self.run

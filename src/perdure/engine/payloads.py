@@ -9,20 +9,26 @@ from .. import codec
 from ..errors import DoesNotFit, NotEncodable, PayloadTooLarge
 
 NO_DIGEST: Final = b""
+LARGE: Final = 4096
+"""Payloads below this many bytes do not make a batch too large, whatever their number."""
 
 
 class Payloads:
     """The one way from a value to the bytes that are stored. Pure; one per engine."""
 
-    __slots__ = ("_hook", "limit")
+    __slots__ = ("_hook", "large", "limit")
 
     def __init__(self, hook: codec.Codec | None, limit: int) -> None:
         self._hook = hook
         self.limit = limit
+        self.large = 0
+        """Bytes of payloads above `LARGE` that were made since somebody set this to 0."""
 
     def _seal(self, data: bytes, where: str) -> bytes:
         if len(data) > self.limit:
             raise PayloadTooLarge(where, len(data), self.limit)
+        if len(data) > LARGE:
+            self.large += len(data)
         return data if self._hook is None else self._hook.encode(data)
 
     def _open(self, data: bytes) -> bytes:

@@ -30,7 +30,7 @@ from ..model.writes import (
 from ..stores.contract import Store
 from .committer import Committer, whose
 from .execution import Execution
-from .loop import IDLE_TURNS
+from .loop import IDLE_TURNS, FlowLoop
 from .operations import ReadOp, StepOp
 from .payloads import NO_DIGEST, Payloads
 from .replica import Replica
@@ -109,6 +109,9 @@ class Scheduler:
         self._settings = settings
         self._read = read
         self._steps = StepRunner(self)
+        self.write = committer.write
+        """See `execution.Host`."""
+        self._ready_loops: list[FlowLoop] = []
         self._gated: list[Execution] = []
         self._parked: dict[Execution, None] = {}
         self._suspending: dict[bytes, Release] = {}
@@ -126,9 +129,21 @@ class Scheduler:
         """The number of writes that are on disk."""
         return self._committer.durable
 
-    def write(self, write: Write, /) -> int:
-        """See `execution.Host`."""
-        return self._committer.write(write)
+    def schedule(self, loop: FlowLoop, /) -> None:
+        """The flow's loop runs in the next turn of the real loop, together with all others that are ready."""
+        self._ready_loops.append(loop)
+        if len(self._ready_loops) == 1:
+            self.real.call_soon(self._run_ready)
+
+    def _run_ready(self) -> None:
+        loops, self._ready_loops = self._ready_loops[::-1], []
+        try:
+            while loops:
+                loops.pop().run()
+        finally:
+            if loops:  # one of them raised SystemExit or KeyboardInterrupt
+                self._ready_loops += loops
+                self.real.call_soon(self._run_ready)
 
     def gate(self, execution: Execution) -> None:
         """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""

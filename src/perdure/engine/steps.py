@@ -79,7 +79,7 @@ class Attempt(StepCurrent):
 
     @property
     def attempt(self) -> int:
-        return self._op.attempts
+        return self._op.failures + 1
 
     @property
     def key(self) -> str:
@@ -136,7 +136,8 @@ class StepRunner:
         attempt = Attempt(self._host, op)
         op.running = attempt
         op.started_at = self._host.now()
-        context = op.context.copy()
+        context = op.context  # the flow's, as it was when it asked; nobody else uses this copy
+        assert context is not None  # noqa: S101  only a recorded step has none
         context.run(scope.set, attempt)
         self.running.add(attempt)
         # A plain task, not through the loop's factory: an eager one would run the step under the flow's loop.

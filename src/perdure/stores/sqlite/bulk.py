@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SIZES: Final = (1, 4, 16, 64, 256)
-_TEXT_MAX: Final = 16_000  # apsw caches no statement with a longer text
+_SIZES: Final = (1, 4, 16, 64, 256, 512)
+_TEXT_MAX: Final = 16_300  # apsw caches no statement with a longer text
 
 
 class Bulk:

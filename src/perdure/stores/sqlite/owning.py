@@ -60,6 +60,18 @@ FREE: Final = keyed(
 )
 
 
+def join(db: Database, replica: str) -> tuple[int, int]:
+    """A fence row exists for the replica; gives its epoch, and whether it is alive."""
+    db.execute("insert into fence(replica, epoch, alive) values (?, 1, 1) on conflict do nothing", (replica,))
+    return db.execute("select epoch, alive from fence where replica = ?", (replica,)).get
+
+
+def raise_epoch(db: Database, replica: str, epoch: int) -> int | None:
+    """The replica's epoch is a new one, given, if it is alive."""
+    db.execute("update fence set epoch = max(epoch, ?) + 1 where replica = ? and alive", (epoch, replica))
+    return db.execute("select epoch from fence where replica = ? and alive", (replica,)).get
+
+
 def candidates(
     db: Database, flows: Iterable[str], now: float, limit: int, thorough: bool
 ) -> list[Instance]:  # fmt: skip

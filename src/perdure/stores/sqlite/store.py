@@ -64,7 +64,8 @@ class SqliteStore:
             await writer.start()
             with mapped(self.path):
                 os.makedirs(self._folder, exist_ok=True)
-            self._db = schema.connect(self.path)
+                self._db = schema.connect(self.path)
+                schema.settle(self._db)
         except BaseException:
             await writer.stop()
             raise
@@ -95,7 +96,10 @@ class SqliteStore:
                     raise LeaseLost(f"another process holds the file of replica {replica}, or takes it over")
             self._members[replica] = _Member(file, Lease(self.system.clock.boot(), lease))
         self.renew(replica, lease)
-        return await writer.do(partial(self._join, replica))
+        epoch, alive = await writer.write(lambda db: owning.join(db, replica))
+        if not alive:
+            raise LeaseLost(f"replica {replica} was taken over; join under a new id")
+        return epoch
 
     def renew(self, replica: str, lease: float) -> float:
         """See Store; needs neither the database nor the turnstile."""
@@ -110,11 +114,15 @@ class SqliteStore:
 
     async def raise_epoch(self, replica: str, epoch: int) -> int:
         """See Store."""
-        return await self._open_writer().do(partial(self._raise_epoch, replica, epoch))
+        raised = await self._open_writer().write(lambda db: owning.raise_epoch(db, replica, epoch))
+        if raised is None:
+            raise LeaseLost(f"replica {replica} was taken over")
+        return raised
 
     async def leave(self, replica: str) -> None:
         """See Store."""
-        await self._open_writer().do(partial(self._take_over, replica, 1000))
+        writer = self._open_writer()
+        await writer.do(partial(self._take_over, writer, replica, 1000))
         member = self._members.pop(replica, None)
         if member is not None:
             member.file.remove()
@@ -128,7 +136,7 @@ class SqliteStore:
         taken: list[str] = []
         hung: list[Hung] = []
         for replica in names:
-            found = await writer.do(partial(self._look_at, replica, me, kill_hung, limit))
+            found = await writer.do(partial(self._look_at, writer, replica, me, kill_hung, limit))
             if isinstance(found, Hung):
                 hung.append(found)
             elif found:
@@ -143,7 +151,7 @@ class SqliteStore:
         """See Store."""
         writer = self._open_writer()
         fold = Folded(batch.writes)  # here, because beside a busy loop the thread would wait for the GIL to do it
-        answers = await writer.do(partial(self._commit, batch, fold))
+        answers = await writer.write(lambda db: writing.write(db, batch, fold))
         self._changed()
         return answers
 
@@ -157,7 +165,8 @@ class SqliteStore:
             if not rows:
                 writing.fenced(db, replica, epoch)
         if rows:
-            rows = await writer.do(partial(self._claim, replica, epoch, rows))
+            found = rows
+            rows = await writer.write(lambda db: owning.claim(db, replica, epoch, found))
             self._changed()
         with mapped(self.path):
             return rows, owning.next_due(self._reader(), flows)
@@ -168,7 +177,7 @@ class SqliteStore:
         with mapped(self.path):
             rows: list[tuple[bytes]] = db.execute(owning.CALLS, (replica,)).fetchall()
         if rows:
-            await writer.do(partial(self._called, replica, rows))
+            await writer.write(lambda db: owning.CALLED.run(db, rows, replica))
         return [row[0] for row in rows]
 
     # -- reading
@@ -213,7 +222,10 @@ class SqliteStore:
 
     async def check(self) -> None:
         """See Store; writes a row, because a full disk shows in nothing else."""
-        await self._open_writer().do(self._check)
+        writer, now = self._open_writer(), self.system.clock.wall()
+        writer.look_again()
+        text = "insert into checked(one, at) values (1, ?) on conflict(one) do update set at = excluded.at"
+        await writer.write(lambda db: db.execute(text, (now,)).fetchall())
 
     # -- inside
 
@@ -244,47 +256,10 @@ class SqliteStore:
 
     # -- on the writer's thread
 
-    def _join(self, replica: str, db: Database) -> int:
-        def work(db: Database) -> tuple[int, int]:
-            db.execute("insert into fence(replica, epoch, alive) values (?, 1, 1) on conflict do nothing", (replica,))
-            return db.execute("select epoch, alive from fence where replica = ?", (replica,)).get
-
-        epoch, alive = self._open_writer().transaction(db, work)
-        if not alive:
-            raise LeaseLost(f"replica {replica} was taken over; join under a new id")
-        return epoch
-
-    def _raise_epoch(self, replica: str, epoch: int, db: Database) -> int:
-        def work(db: Database) -> int | None:
-            db.execute(
-                "update fence set epoch = max(epoch, ?) + 1 where replica = ? and alive", (epoch, replica)
-            )  # fmt: skip
-            return db.execute("select epoch from fence where replica = ? and alive", (replica,)).get
-
-        raised = self._open_writer().transaction(db, work)
-        if raised is None:
-            raise LeaseLost(f"replica {replica} was taken over")
-        return raised
-
-    def _commit(self, batch: Batch, fold: Folded, db: Database) -> list[Answer]:
-        return self._open_writer().transaction(db, lambda db: writing.write(db, batch, fold))
-
-    def _claim(self, replica: str, epoch: int, rows: list[Instance], db: Database) -> list[Instance]:
-        return self._open_writer().transaction(db, lambda db: owning.claim(db, replica, epoch, rows))
-
-    def _called(self, replica: str, rows: list[tuple[bytes]], db: Database) -> None:
-        self._open_writer().transaction(db, lambda db: owning.CALLED.run(db, rows, replica))
-
-    def _check(self, db: Database) -> None:
-        writer = self._open_writer()
-        writer.check_present()
-        now = self.system.clock.wall()
-        text = "insert into checked(one, at) values (1, ?) on conflict(one) do update set at = excluded.at"
-        writer.transaction(db, lambda db: db.execute(text, (now,)) and None)
-
-    def _take_over(self, replica: str, limit: int, db: Database, wait_ms: int = BUSY_MS) -> None:
+    def _take_over(
+        self, writer: Writer, replica: str, limit: int, db: Database, wait_ms: int = BUSY_MS
+    ) -> None:  # fmt: skip
         """The replica can write no more, owns nothing, and its row is gone."""
-        writer = self._open_writer()
 
         def bar(db: Database) -> None:
             db.execute("update fence set alive = 0, epoch = epoch + 1 where replica = ?", (replica,))
@@ -300,12 +275,14 @@ class SqliteStore:
         while writer.transaction(db, free):
             pass
 
-    def _look_at(self, replica: str, me: str, kill_hung: bool, limit: int, db: Database) -> Hung | bool:
+    def _look_at(
+        self, writer: Writer, replica: str, me: str, kill_hung: bool, limit: int, db: Database
+    ) -> Hung | bool:  # fmt: skip
         """Whether the replica was taken over now; or that it hangs and holds the database."""
         file = ReplicaFile(self._folder, replica)
         if file.hold():  # its process is gone, whatever its lease says
             try:
-                self._take_over(replica, limit, db)
+                self._take_over(writer, replica, limit, db)
                 file.remove()
             finally:
                 file.close()
@@ -314,9 +291,9 @@ class SqliteStore:
         if not barred and not self._hangs(file, me):
             return False
         try:
-            self._take_over(replica, limit, db, _HUNG_WAIT_MS)
+            self._take_over(writer, replica, limit, db, _HUNG_WAIT_MS)
         except StoreUnavailable:
-            return self._holds_up(file, me, kill_hung, limit, db)
+            return self._holds_up(writer, file, me, kill_hung, limit, db)
         file.remove()
         return True
 
@@ -325,13 +302,15 @@ class SqliteStore:
         member = self._members.get(me)
         return member is not None and member.lease.may_judge(now) and now > file.read()[2]
 
-    def _holds_up(self, file: ReplicaFile, me: str, kill_hung: bool, limit: int, db: Database) -> Hung | bool:
+    def _holds_up(
+        self, writer: Writer, file: ReplicaFile, me: str, kill_hung: bool, limit: int, db: Database
+    ) -> Hung | bool:  # fmt: skip
         pid, since, _ = file.read()
         if write_lock_holder(self.path) != pid or pid == os.getpid() or not self._hangs(file, me):
-            raise StoreUnavailable(f"{self.path} is locked; the takeover of replica {file.replica} is tried again")
+            return False  # somebody else is in the way: the others are looked at, and this one again next time
         if not kill_hung:
             return Hung(file.replica, pid, since)
         os.kill(pid, signal.SIGKILL)
-        self._take_over(file.replica, limit, db)
+        self._take_over(writer, file.replica, limit, db)
         file.remove()
         return True

@@ -101,6 +101,10 @@ class Writer:
         self._jobs.put((job, loop, future))
         return future
 
+    def write(self, work: Callable[[Database], T]) -> Future[T]:
+        """The work's result, once it is on disk as a transaction of its own."""
+        return self.do(lambda db: self.transaction(db, work))
+
     def transaction(self, db: Database, work: Callable[[Database], T], wait_ms: int = BUSY_MS) -> T:
         """The work is on disk, or nothing of it is.
 
@@ -129,10 +133,9 @@ class Writer:
             self._turnstile.leave()
         return result
 
-    def check_present(self) -> None:
-        """Raises if the file at the path is not the one that is open."""
+    def look_again(self) -> None:
+        """The next transaction looks first whether the file at the path is still the one that is open."""
         self._looked = 0.0
-        self._present()
 
     # -- on the thread
 
@@ -188,11 +191,10 @@ class Writer:
         try:
             db.execute("begin immediate")
             size = os.fstat(fd).st_size
-            if size < LOG_BYTES:
-                os.pwrite(fd, bytes(LOG_BYTES - size), size)
-                os.fsync(fd)
+            if size < LOG_BYTES and not _extended(fd, size, LOG_BYTES):
+                os.ftruncate(fd, size)
         except (apsw.Error, OSError):
-            pass  # busy, or no room: then it grows as it is used
+            pass  # busy: then it grows as it is used
         finally:
             os.close(fd)
             if db.in_transaction:
@@ -222,7 +224,7 @@ class Writer:
         if self._gone is not None:
             raise self._gone
         now = self._clock.monotonic()
-        if now - self._looked < PRESENCE_S:
+        if now - self._looked < PRESENCE_S and self._looked:
             return
         for path, device, inode in self._files:
             try:
@@ -271,6 +273,16 @@ class Writer:
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error:
             pass  # the log only grows; the next commit says what is wrong
+
+
+def _extended(fd: int, size: int, wanted: int) -> bool:
+    """Whether there was room for zeros up to the wanted size."""
+    try:
+        done = os.pwrite(fd, bytes(wanted - size), size) == wanted - size
+        os.fsync(fd)
+    except OSError:
+        return False
+    return done
 
 
 def _settle(future: Future[Any], result: Any, failure: BaseException | None) -> None:

@@ -1,0 +1,116 @@
+"""A store, a clock that only the test moves, and engines on them that can end well or die: what scenarios are played in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from perdure import Engine, Handle, State, Store
+from perdure.model.records import Entry, Instance, Message, Pending
+from perdure.stores.memory import MemoryStore
+from perdure.stores.sqlite import SqliteStore
+from tests.support.clock import manual_system
+
+
+class World:
+    """Engines of one store. `kind` is "memory" or "sqlite"; a dead engine's instances are taken over at once, as from a dead process."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.clock, self.system = manual_system()
+        self.path = folder / "world.db"
+        self._memory = MemoryStore(self.system)
+        self._engines: dict[Engine, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def store(self) -> Store:
+        """The store, as one more process would open it."""
+        return self._memory if self.kind == "memory" else SqliteStore(self.path, self.system)
+
+    async def engine(self, *flows: Any, **options: Any) -> Engine:
+        """A running engine; the world closes it at its end."""
+        engine = await Engine(self.store(), flows=flows, **options).__aenter__()
+        self._engines[engine] = (flows, options)
+        return engine
+
+    async def close(self, engine: Engine) -> None:
+        """The engine has drained and left."""
+        del self._engines[engine]
+        await engine.__aexit__(None, None, None)
+
+    async def crash(self, engine: Engine) -> None:
+        """The engine has written nothing more and given nothing back, as if its process had died."""
+        del self._engines[engine]
+        replica, committer = engine._replica, engine._committer
+        engine._open = False
+        if committer is not None and committer._task is not None:
+            committer._task.cancel()
+        if replica is not None and engine._scheduler is not None:
+            replica.gone = True  # so that `_close` does not leave
+            engine._scheduler.abandon()
+            if self.kind == "memory":  # what the operating system does for a file lock
+                self._memory._fences[replica.id].alive = False
+        await engine._close()
+
+    async def restart(self, engine: Engine, *flows: Any, **options: Any) -> Engine:
+        """Another engine goes on after the first one's death: with the same flows and options, unless others are given."""
+        before = self._engines[engine]
+        await self.crash(engine)
+        return await self.engine(*(flows or before[0]), **(before[1] | options))
+
+    async def end(self) -> None:
+        """All engines are closed, the last one first."""
+        for engine in reversed(list(self._engines)):
+            await self.close(engine)
+
+    # ------------------------------------------------------------ looking
+
+    async def row(self, handle: Handle[Any]) -> Instance:
+        """What the store says of the instance."""
+        row = await self._any_store().instance(handle.flow, handle.id)
+        assert row is not None, f"there is no {handle!r}"
+        return row
+
+    async def journal(self, handle: Handle[Any]) -> list[Entry]:
+        """The instance's entries, by seq."""
+        (loaded,) = await self._any_store().load([(await self.row(handle)).uid])
+        return loaded.entries
+
+    async def pending(self, handle: Handle[Any]) -> list[Pending]:
+        """The instance's pending operations."""
+        (loaded,) = await self._any_store().load([(await self.row(handle)).uid])
+        return loaded.pending
+
+    async def inbox(self, handle: Handle[Any]) -> list[Message]:
+        """The instance's untaken messages."""
+        (loaded,) = await self._any_store().load([(await self.row(handle)).uid])
+        return loaded.inbox
+
+    def _any_store(self) -> Store:
+        return next(reversed(self._engines))._store
+
+    async def parked(self, handle: Handle[Any]) -> None:
+        """The instance waits, in memory or not, and the store knows it."""
+        await eventually(lambda: handle.state(), lambda state: state is State.SUSPENDED)
+
+    async def unloaded(self, handle: Handle[Any]) -> None:
+        """The instance waits and is in no engine's memory."""
+        await eventually(lambda: self.row(handle), lambda row: row.state is State.SUSPENDED and row.owner is None)
+
+    async def blocked(self, handle: Handle[Any]) -> str:
+        """The instance is set aside; gives the reason."""
+        row = await eventually(lambda: self.row(handle), lambda row: row.state is State.BLOCKED)
+        return row.reason or ""
+
+
+async def eventually(
+    look: Callable[[], Awaitable[Any]], good: Callable[[Any], object] = bool, *, seconds: float = 10.0
+) -> Any:
+    """What was seen when it was good at last; fails with what was seen last if that takes so many real seconds."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not good(seen := await look()):
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"it did not come true in time; seen last: {seen!r}")
+        await asyncio.sleep(0.002)
+    return seen
