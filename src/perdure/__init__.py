@@ -1,17 +1,17 @@
 """Perdure: durable execution for Python. The public face, and nothing else."""
 
-from .api.current import Current, current, expose, exposed, get_logger, logger
-from .api.flow import AnyFlow, FlowFunction, flow
-from .api.handle import Handle
-from .api.messages import Stream, messages, receive
-from .api.outgoing import Outgoing
-from .api.step import Step, capture, step
-from .api.timing import delay, new_uuid, now, rng
-from .api.verbs import cancel, handle, run, send, send_many, start, start_many
-from .clock import Duration
-from .codec import Codec, type_name
-from .engine.engine import Engine, Health, Info
-from .errors import (
+from perdure.api.current import Current, current, expose, exposed, get_logger, logger
+from perdure.api.flow import AnyFlow, FlowFunction, flow
+from perdure.api.handle import Handle
+from perdure.api.messages import Stream, messages, receive
+from perdure.api.outgoing import Outgoing
+from perdure.api.step import Step, capture, step
+from perdure.api.timing import delay, new_uuid, now, rng
+from perdure.api.verbs import cancel, handle, run, send, send_many, start, start_many
+from perdure.clock import Duration
+from perdure.codec import Codec, type_name
+from perdure.engine.engine import Engine, Health, Info
+from perdure.errors import (
     AlreadyStarted,
     DoesNotFit,
     DuplicateId,
@@ -39,9 +39,9 @@ from .errors import (
     UnknownType,
     WaitsForNothing,
 )
-from .model.records import State
-from .model.retry import Retry
-from .stores.contract import Store
+from perdure.model.records import State
+from perdure.model.retry import Retry
+from perdure.stores.contract import Store
 
 __all__ = [
     "AlreadyStarted", "AnyFlow", "Codec", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine", "EngineClosed",

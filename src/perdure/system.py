@@ -7,7 +7,7 @@ import secrets
 import struct
 import threading
 
-from .clock import Clock
+from perdure.clock import Clock
 
 
 class System:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from perdure import (
     FlowFailed,
@@ -287,5 +285,3 @@ async def exposing() -> int:
     expose("end", await capture(lambda: "now", name="the end"))
     return total
 
-
-Effects = Callable[[], Any]

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from ..codec import fits
-from ..errors import DoesNotFit, NotInFlow
-from .scope import Place, in_flow, running_loop, scope
+from perdure.api.scope import Place, in_flow, running_loop, scope
+from perdure.codec import fits
+from perdure.errors import DoesNotFit, NotInFlow
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm

@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from ..clock import Duration, seconds
-from .scope import Started, finish, in_flow
+from perdure.api.scope import Started, finish, in_flow
+from perdure.clock import Duration, seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")

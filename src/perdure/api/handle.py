@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from ..clock import Duration, seconds
-from ..errors import FlowCancelled, FlowFailed
-from ..model.records import State
-from .current import checked
-from .scope import Outside, Place, Started, finish, in_flow, scope
+from perdure.api.current import checked
+from perdure.api.scope import Outside, Place, Started, finish, in_flow, scope
+from perdure.clock import Duration, seconds
+from perdure.errors import FlowCancelled, FlowFailed
+from perdure.model.records import State
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm

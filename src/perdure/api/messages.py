@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from .. import codec
-from ..clock import Duration, seconds
-from ..errors import DoesNotFit, UnknownType
-from .scope import Place, finish, in_flow
-from .step import NOT_GIVEN
+from perdure import codec
+from perdure.api.scope import Place, finish, in_flow
+from perdure.api.step import NOT_GIVEN
+from perdure.clock import Duration, seconds
+from perdure.errors import DoesNotFit, UnknownType
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -24,15 +24,15 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 @overload
-def receive(
+async def receive(
     t: type[T], /, *, name: str | None = None, where: Callable[[T], bool] | None = None, timeout: Duration | None = None
-) -> Coroutine[Any, Any, T]: ...
+) -> T: ...
 @overload
-def receive(
+async def receive(
     t: type[T], /, *, name: str | None = None, where: Callable[[T], bool] | None = None, timeout: Duration, default: D
-) -> Coroutine[Any, Any, T | D]: ...
+) -> T | D: ...
 @overload
-def receive(
+async def receive(
     t: type[T],
     t2: type[T2],
     /,
@@ -40,9 +40,9 @@ def receive(
     name: str | None = None,
     where: Callable[[T | T2], bool] | None = None,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, T | T2]: ...
+) -> T | T2: ...
 @overload
-def receive(
+async def receive(
     t: type[T],
     t2: type[T2],
     /,
@@ -51,9 +51,9 @@ def receive(
     where: Callable[[T | T2], bool] | None = None,
     timeout: Duration,
     default: D,
-) -> Coroutine[Any, Any, T | T2 | D]: ...
+) -> T | T2 | D: ...
 @overload
-def receive(
+async def receive(
     t: type[T],
     t2: type[T2],
     t3: type[T3],
@@ -62,9 +62,9 @@ def receive(
     name: str | None = None,
     where: Callable[[T | T2 | T3], bool] | None = None,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, T | T2 | T3]: ...
+) -> T | T2 | T3: ...
 @overload
-def receive(
+async def receive(
     t: type[T],
     t2: type[T2],
     t3: type[T3],
@@ -74,18 +74,18 @@ def receive(
     where: Callable[[T | T2 | T3], bool] | None = None,
     timeout: Duration,
     default: D,
-) -> Coroutine[Any, Any, T | T2 | T3 | D]: ...
+) -> T | T2 | T3 | D: ...
 @overload
-def receive(
+async def receive(
     *types: TypeForm[T],
     name: str | None = None,
     where: Callable[[T], bool] | None = None,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, T]: ...
+) -> T: ...
 @overload
-def receive(
+async def receive(
     *types: TypeForm[T], name: str | None = None, where: Callable[[T], bool] | None = None, timeout: Duration, default: D
-) -> Coroutine[Any, Any, T | D]: ...
+) -> T | D: ...
 async def receive(
     *types: Any,
     name: str | None = None,
@@ -137,16 +137,16 @@ class Stream(Generic[R_co]):
     Operators are pure and run again at replay. Nothing is read before a terminal call: `first`, `last`, `list`, `async for`.
     """
 
-    __slots__ = ("_limit", "_name", "_operators", "_types")
+    __slots__ = ("limit", "name", "operators", "types")
 
     def __init__(self, types: tuple[Any, ...], name: str | None, operators: tuple[Operator, ...] = (), limit: float | None = None) -> None:
-        self._types = types
-        self._name = name
-        self._operators = operators
-        self._limit = limit
+        self.types = types
+        self.name = name
+        self.operators = operators
+        self.limit = limit
 
     def _with(self, operator: Operator) -> Stream[Any]:
-        return Stream(self._types, self._name, (*self._operators, operator), self._limit)
+        return Stream(self.types, self.name, (*self.operators, operator), self.limit)
 
     def of_types(self, *types: TypeForm[T]) -> Stream[T]:
         """Only elements of these types."""
@@ -261,7 +261,7 @@ class Stream(Generic[R_co]):
     def until(self, timeout: Duration, /) -> Stream[R_co]:
         """The stream ends this long after the reading began; of several the shortest counts."""
         limit = seconds(timeout)
-        return Stream(self._types, self._name, self._operators, limit if self._limit is None else min(limit, self._limit))
+        return Stream(self.types, self.name, self.operators, limit if self.limit is None else min(limit, self.limit))
 
     async def first(self) -> R_co:
         """The first element.
@@ -282,7 +282,7 @@ class Stream(Generic[R_co]):
         """The last element, when the stream has ended (by `take`, `take_until` or `until`). Raises as `first`."""
         values = await self.list()
         if not values:
-            raise _nothing(self._limit)
+            raise _nothing(self.limit)
         return values[-1]
 
     async def list(self) -> Sequence[R_co]:
@@ -302,7 +302,7 @@ class Stream(Generic[R_co]):
             reading.close()
 
 
-class _Last(Exception):  # noqa: N818
+class _Last(Exception):
     """These are the last elements of a stream."""
 
     def __init__(self, values: Sequence[Any]) -> None:
@@ -342,7 +342,7 @@ class _Reading:
     def __init__(self, stream: Stream[Any], what: str) -> None:
         self._place: Place = in_flow(f"messages().{what}")
         self._stream = stream
-        self._stages = [operator() for operator in stream._operators]
+        self._stages = [operator() for operator in stream.operators]
         self._cursor = 0
         self._ready: list[Any] = []
         self._ended = False
@@ -350,7 +350,7 @@ class _Reading:
         self._waiting: asyncio.Future[None] | None = None
         run = self._place.run
         run.open_stream()
-        limit = stream._limit
+        limit = stream.limit
         self._timer = None if limit is None else run.loop.call_later(max(0.0, limit), self._expire)
 
     def close(self) -> None:
@@ -360,7 +360,7 @@ class _Reading:
 
     def nothing(self) -> Exception:
         """Why there is no element."""
-        return _nothing(self._stream._limit if self._expired else None)
+        return _nothing(self._stream.limit if self._expired else None)
 
     def _expire(self) -> None:
         self._expired = True
@@ -387,13 +387,13 @@ class _Reading:
 
     def _feed(self, name: str | None, body: bytes | None) -> None:
         stream = self._stream
-        if name != stream._name:
+        if name != stream.name:
             return
         try:
             value: Any = None if body is None else self._place.run.decode(body)
         except (UnknownType, DoesNotFit):
             return  # of no type that could be asked for here; `receive` leaves it in the inbox with a warning
-        if any(codec.fits(value, t) for t in stream._types):
+        if any(codec.fits(value, t) for t in stream.types):
             self._through([value], 0)
 
     def _through(self, values: Sequence[Any], stage: int) -> None:

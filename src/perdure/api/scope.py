@@ -10,16 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import NotInFlow
+from perdure.errors import NotInFlow
 
 if TYPE_CHECKING:
     import random
 
-    from ..model.records import State
-    from .flow import FlowFunction
-    from .step import StepSpec
+    from perdure.api.flow import FlowFunction
+    from perdure.api.step import StepSpec
+    from perdure.model.records import State
 
-running_loop = asyncio._get_running_loop  # None outside a loop, where get_running_loop() raises  # noqa: SLF001
+running_loop = asyncio._get_running_loop  # None outside a loop, where get_running_loop() raises
 
 
 class Place:

@@ -8,9 +8,9 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from ..clock import Duration, seconds
-from ..model.retry import Retry
-from .scope import Place, finish, in_flow, running_loop, scope
+from perdure.api.scope import Place, finish, in_flow, running_loop, scope
+from perdure.clock import Duration, seconds
+from perdure.model.retry import Retry
 
 if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
@@ -37,7 +37,7 @@ NOT_GIVEN: Any = _NotGiven()
 class StepSpec:
     """What is known of a step before it is called: the function and its policy. Shared, never changed."""
 
-    __slots__ = ("at_most_once", "copy", "fn", "is_async", "name", "retry", "returns", "signature", "takes_self", "timeout")
+    __slots__ = ("at_most_once", "copy", "fn", "is_async", "name", "retry", "returns", "signature", "timeout")
 
     def __init__(
         self,
@@ -64,13 +64,15 @@ class StepSpec:
             raise ValueError(f"step {name!r}: timeout={timeout!r} must be positive")
         self.copy = copy
         self.returns = returns
-        self.takes_self = False
         self.signature: inspect.Signature | None = None
 
     def changed(self, **options: Any) -> StepSpec:
-        """The same step with another policy."""
-        policy = {"retry": self.retry, "at_most_once": self.at_most_once, "timeout": self.timeout} | options
-        return StepSpec(self.fn, self.name, copy=self.copy, **policy)
+        """The same step, but for what is given."""
+        given: dict[str, Any] = {
+            "fn": self.fn, "name": self.name, "retry": self.retry, "at_most_once": self.at_most_once, "timeout": self.timeout,
+            "copy": self.copy, "returns": self.returns,
+        }  # fmt: skip
+        return StepSpec(**(given | options))
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Arguments in one form however they were passed: by position as far as the signature allows."""
@@ -102,7 +104,7 @@ class Step(Generic[P, R]):
         functools.update_wrapper(cast("Any", self), fn)
         self.spec = spec
         self.name = spec.name
-        self._id = id
+        self.id = id
         # These make a callable object a coroutine function to `inspect.iscoroutinefunction` (which asks for the code's flags).
         plain = inspect.unwrap(fn)
         code = getattr(plain, "__code__", _template.__code__)
@@ -118,7 +120,7 @@ class Step(Generic[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         here = scope.get()
         if type(here) is Place and running_loop() is here.run.loop:
-            operation = here.run.step(here, self.spec, args, kwargs, self._id)
+            operation = here.run.step(here, self.spec, args, kwargs, self.id)
             try:
                 return await operation.future
             except BaseException:
@@ -161,15 +163,8 @@ class _BoundStep(Step[..., Any]):
 
     def __init__(self, step: Step[..., Any], instance: Any) -> None:
         spec = step.spec
-        bound = StepSpec(
-            functools.partial(_call_bound, spec.fn, instance) if False else spec.fn.__get__(instance, type(instance)),
-            spec.name,
-            retry=spec.retry,
-            at_most_once=spec.at_most_once,
-            timeout=spec.timeout,
-            copy=spec.copy,
-        )
-        super().__init__(bound, step._id)
+        method = cast("Any", spec.fn).__get__(instance, type(instance))
+        super().__init__(spec.changed(fn=method), step.id)
 
 
 async def _run_plainly(what: str, here: Any, spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -234,7 +229,7 @@ def step(
 
 
 @overload
-def capture(
+async def capture(
     work: Callable[[Unpack[Ts]], object],
     /,
     *args: Unpack[Ts],
@@ -244,9 +239,9 @@ def capture(
     retry: Retry | None = None,
     at_most_once: bool = False,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, T]: ...
+) -> T: ...
 @overload
-def capture(
+async def capture(
     work: Callable[[Unpack[Ts]], Awaitable[R]],
     /,
     *args: Unpack[Ts],
@@ -255,9 +250,9 @@ def capture(
     retry: Retry | None = None,
     at_most_once: bool = False,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, R]: ...
+) -> R: ...
 @overload
-def capture(
+async def capture(
     work: Callable[[Unpack[Ts]], R],
     /,
     *args: Unpack[Ts],
@@ -266,7 +261,7 @@ def capture(
     retry: Retry | None = None,
     at_most_once: bool = False,
     timeout: Duration | None = None,
-) -> Coroutine[Any, Any, R]: ...
+) -> R: ...
 async def capture(
     work: Callable[..., Any],
     /,
@@ -296,13 +291,18 @@ async def capture(
     if isinstance(work, Step):
         spec = work.spec
     else:
-        fn, label = work, name
+        fn: Any = work
         kwargs: Mapping[str, Any] = {}
         while isinstance(fn, functools.partial):  # its keywords are arguments as well
             args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
         label = name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
         spec = StepSpec(fn, label, retry=retry, at_most_once=at_most_once, timeout=timeout, returns=returns)
         return await finish(place.run.step(place, spec, args, kwargs, id))
-    options = {"retry": retry or spec.retry, "at_most_once": at_most_once or spec.at_most_once, "timeout": timeout or spec.timeout}
-    changed = StepSpec(spec.fn, name or spec.name, copy=spec.copy, returns=returns, **options)
+    changed = spec.changed(
+        name=name or spec.name,
+        retry=retry or spec.retry,
+        at_most_once=at_most_once or spec.at_most_once,
+        timeout=timeout or spec.timeout,
+        returns=returns,
+    )
     return await finish(place.run.step(place, changed, args, {}, id))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any, overload
+from typing import overload
 from uuid import UUID
 
-from ..clock import Duration, seconds, to_datetime, to_epoch
-from .scope import in_flow
+from perdure.api.scope import in_flow
+from perdure.clock import Duration, seconds, to_datetime, to_epoch
 
 
 @overload
-def delay(duration: Duration, /) -> Coroutine[Any, Any, None]: ...
+async def delay(duration: Duration, /) -> None: ...
 @overload
-def delay(*, until: datetime) -> Coroutine[Any, Any, None]: ...
+async def delay(*, until: datetime) -> None: ...
 async def delay(duration: Duration | None = None, /, *, until: datetime | None = None) -> None:
     """The time has passed, on the store's clock, restarts or not; while it waits the flow costs a row.
 

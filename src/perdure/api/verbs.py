@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .flow import AnyFlow, FlowFunction, name_of, unwrap
-from .handle import Handle
-from .outgoing import Outgoing
-from .scope import Place, Started, finish, in_flow
+from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
+from perdure.api.handle import Handle
+from perdure.api.outgoing import Outgoing
+from perdure.api.scope import Place, Started, finish, in_flow
 
 if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
@@ -19,11 +19,11 @@ R = TypeVar("R")
 
 
 @overload
-def start(flow: str, /, *args: object, id: str | None = None, detached: bool = False) -> Coroutine[Any, Any, Handle[Any]]: ...
+async def start(flow: str, /, *args: object, id: str | None = None, detached: bool = False) -> Handle[Any]: ...
 @overload
-def start(
+async def start(
     flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None, detached: bool = False
-) -> Coroutine[Any, Any, Handle[R]]: ...
+) -> Handle[R]: ...
 async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool = False) -> Handle[Any]:
     """The instance is asked for; it exists when the flow's entry is durable. Never fails: see the handle's `result`.
 
@@ -42,11 +42,11 @@ async def _start(place: Place, flow: Any, args: tuple[Any, ...], id: str | None,
 
 
 @overload
-def run(flow: str, /, *args: object, id: str | None = None) -> Coroutine[Any, Any, Any]: ...
+async def run(flow: str, /, *args: object, id: str | None = None) -> Any: ...
 @overload
-def run(
+async def run(
     flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None
-) -> Coroutine[Any, Any, R]: ...
+) -> R: ...
 async def run(flow: Any, /, *args: Any, id: str | None = None) -> Any:
     """The result of a child. Its own exception is raised here; if the wait is cancelled, so is the child."""
     place = in_flow("run()")

@@ -19,7 +19,7 @@ _before: tuple[int, int, int] | None = None
 
 def engine_started() -> None:
     """The collector goes at the engine's pace, unless the program has set one."""
-    global _engines, _before  # noqa: PLW0603  process-wide, as the collector is
+    global _engines, _before
     _engines += 1
     if _engines == 1 and gc.get_threshold()[0] in _DEFAULTS:
         _before = gc.get_threshold()
@@ -28,7 +28,7 @@ def engine_started() -> None:
 
 def engine_stopped() -> None:
     """With the last engine the pace from before is back."""
-    global _engines, _before  # noqa: PLW0603
+    global _engines, _before
     _engines -= 1
     if _engines == 0 and _before is not None:
         if gc.get_threshold()[0] == _YOUNG:

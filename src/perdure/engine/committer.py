@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from ..errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
-from ..model.writes import Answer, Batch, Write
-from ..stores.contract import Store
+from perdure.errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
+from perdure.model.writes import Answer, Batch, Write
+from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 

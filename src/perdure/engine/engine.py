@@ -13,13 +13,22 @@ from datetime import datetime, timedelta
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, final, overload
 
-from .. import codec
-from ..api.flow import AnyFlow, FlowFunction, name_of, unwrap
-from ..api.handle import Handle, raise_outcome
-from ..api.outgoing import Outgoing
-from ..api.scope import outside_flow
-from ..clock import Duration, seconds, to_datetime, to_epoch
-from ..errors import (
+from perdure import codec
+from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
+from perdure.api.handle import Handle, raise_outcome
+from perdure.api.outgoing import Outgoing
+from perdure.api.scope import outside_flow
+from perdure.clock import Duration, seconds, to_datetime, to_epoch
+from perdure.engine import collector
+from perdure.engine.committer import Committer, Told
+from perdure.engine.execution import check_name
+from perdure.engine.operations import cancel_message, new_message
+from perdure.engine.payloads import Payloads
+from perdure.engine.replica import Replica
+from perdure.engine.scheduler import Scheduler, Settings
+from perdure.engine.timers import EngineTime, Timers
+from perdure.engine.waiters import Waiters
+from perdure.errors import (
     AlreadyStarted,
     EngineClosed,
     ForkedEngine,
@@ -29,20 +38,11 @@ from ..errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from ..model.records import Instance, Message, State
-from ..model.retry import Retry
-from ..model.writes import Answer, Create, Existing, Send, Write
-from ..stores.contract import Store
-from ..stores.open import open_store
-from . import collector
-from .committer import Committer, Told
-from .execution import check_name
-from .operations import cancel_message, new_message
-from .payloads import Payloads
-from .replica import Replica
-from .scheduler import Scheduler, Settings
-from .timers import EngineTime, Timers
-from .waiters import Waiters
+from perdure.model.records import Instance, Message, State
+from perdure.model.retry import Retry
+from perdure.model.writes import Answer, Create, Existing, Send, Write
+from perdure.stores.contract import Store
+from perdure.stores.open import open_store
 
 if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
@@ -713,7 +713,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             for row in rows:
                 if states is None or _shown(row) in states:
                     yield Info(row)
-            if len(rows) < 500:  # noqa: PLR2004
+            if len(rows) < 500:
                 return
             after = rows[-1].uid
 

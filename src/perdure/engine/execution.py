@@ -21,25 +21,11 @@ from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .. import codec
-from ..api.scope import Place, Started, fresh_context, scope
-from ..errors import (
-    DoesNotFit,
-    DuplicateId,
-    NonDeterminismError,
-    NotEncodable,
-    OutcomeUnknown,
-    PayloadTooLarge,
-    PerdureError,
-    Spins,
-    UnknownType,
-    WaitsForNothing,
-)
-from ..model.records import PUSHED, Entry, Kind, Loaded, Message, Pending, State
-from ..model.writes import Create, Expose, Finish, PendingDrop, PendingPut, Send, Update, Write
-from .loop import FlowLoop, FlowTask, FlowTimer
-from .mailbox import Mailbox
-from .operations import (
+from perdure import codec
+from perdure.api.scope import Place, Started, fresh_context, scope
+from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
+from perdure.engine.mailbox import Mailbox
+from perdure.engine.operations import (
     ASKED,
     DELIVERED,
     DROPPED,
@@ -56,11 +42,25 @@ from .operations import (
     cancel_message,
     new_message,
 )
-from .payloads import Payloads
+from perdure.engine.payloads import Payloads
+from perdure.errors import (
+    DoesNotFit,
+    DuplicateId,
+    NonDeterminismError,
+    NotEncodable,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    PerdureError,
+    Spins,
+    UnknownType,
+    WaitsForNothing,
+)
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending, State
+from perdure.model.writes import Create, Expose, Finish, PendingDrop, PendingPut, Send, Update, Write
 
 if TYPE_CHECKING:
-    from ..api.flow import FlowFunction
-    from ..api.step import StepSpec
+    from perdure.api.flow import FlowFunction
+    from perdure.api.step import StepSpec
 
 logger = logging.getLogger("perdure")
 
@@ -101,10 +101,52 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_ended_tasks", "_ending", "_explicit", "_exposed", "_never", "_pending", "_position", "_recorded",
-        "_said", "_by_key", "_dropped", "asked", "cancel_reason", "completed", "flow", "frozen", "gate", "gated", "has_children",
-        "host", "instance", "live", "loop", "mailbox", "main", "number", "ops", "payloads", "problem", "root", "running", "schedule", "seq",
-        "stopped", "timers", "to_cancel", "to_go", "uid", "waiting", "due_at", "parked_at", "_cancelled_main", "restarted", "parent_name",
+        "__weakref__",
+        "_ahead",
+        "_by_key",
+        "_cancelled_main",
+        "_dropped",
+        "_ended_tasks",
+        "_ending",
+        "_explicit",
+        "_exposed",
+        "_never",
+        "_pending",
+        "_position",
+        "_recorded",
+        "_said",
+        "asked",
+        "cancel_reason",
+        "completed",
+        "due_at",
+        "flow",
+        "frozen",
+        "gate",
+        "gated",
+        "has_children",
+        "host",
+        "instance",
+        "live",
+        "loop",
+        "mailbox",
+        "main",
+        "number",
+        "ops",
+        "parent_name",
+        "parked_at",
+        "payloads",
+        "problem",
+        "restarted",
+        "root",
+        "running",
+        "schedule",
+        "seq",
+        "stopped",
+        "timers",
+        "to_cancel",
+        "to_go",
+        "uid",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, host: Host, payloads: Payloads, flow: FlowFunction[..., Any], loaded: Loaded) -> None:
@@ -345,7 +387,7 @@ class Execution:
         """A generator seeded by position, so that added code shifts its neighbours only."""
         seed = f"{self.uid.hex()}/{self.number}/{place.path()}/{place.operations}/{place.draws}"
         place.draws += 1
-        return _random.Random(hashlib.blake2b(seed.encode(), digest_size=16).digest())  # noqa: S311
+        return _random.Random(hashlib.blake2b(seed.encode(), digest_size=16).digest())
 
     def expose(self, key: str, value: object) -> None:
         """The value is readable from outside when the next batch is durable."""
@@ -562,7 +604,7 @@ class Execution:
             return None
         try:
             return rule.delay(op.failures + 1, error, self.host.random)
-        except Exception as broken:  # noqa: BLE001  retry_on is the user's
+        except Exception as broken:
             broken.add_note(f"raised by retry_on of step {op.name}, asked about {error!r}")
             logger.exception("%r: step %s: the retry rule itself raised", self, op.name)
             return None

@@ -17,8 +17,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Final, Protocol
 
-from ..api.scope import Place, scope
-from ..errors import NotDurable
+from perdure.api.scope import Place, scope
+from perdure.errors import NotDurable
 
 logger = logging.getLogger("perdure")
 
@@ -102,21 +102,21 @@ class FlowFuture(asyncio.Future[Any]):
 class FlowHandle:
     """A callback to be called in the next turn."""
 
-    __slots__ = ("__weakref__", "_cancelled", "args", "callback", "context")
+    __slots__ = ("__weakref__", "args", "callback", "context", "dropped")
 
     def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
         self.callback = callback
         self.args = args
         self.context = context
-        self._cancelled = False
+        self.dropped = False
 
     def cancel(self) -> None:
         """The callback will not be called."""
-        self._cancelled = True
+        self.dropped = True
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self._cancelled
+        return self.dropped
 
 
 class FlowTimer(FlowHandle):
@@ -138,8 +138,8 @@ class FlowTimer(FlowHandle):
 
     def cancel(self) -> None:
         """The callback will not be called; a timer that has not fired leaves no entry."""
-        if not self._cancelled:
-            self._cancelled = True
+        if not self.dropped:
+            self.dropped = True
             self.loop.owner.drop_timer(self)
 
 
@@ -222,12 +222,12 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """Every callback that is ready now is called."""
         ready, self._ready = self._ready, []
         for handle in ready:
-            if not handle._cancelled:
+            if not handle.dropped:
                 try:
                     handle.context.run(handle.callback, *handle.args)
                 except (SystemExit, KeyboardInterrupt):
                     raise
-                except BaseException as error:  # noqa: BLE001  as asyncio's own handles do
+                except BaseException as error:
                     self.call_exception_handler({"message": f"callback {handle.callback!r} raised", "exception": error})
 
     def _judge(self) -> bool:

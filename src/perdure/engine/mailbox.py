@@ -9,13 +9,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .. import codec
-from ..errors import DoesNotFit, UnknownType
-from ..model.records import Kind, Message, MessageKind
-from .operations import ASKED, Pushed, ReceiveOp, WaitOp
+from perdure import codec
+from perdure.engine.operations import ASKED, Pushed, ReceiveOp, WaitOp
+from perdure.errors import DoesNotFit, UnknownType
+from perdure.model.records import Kind, Message, MessageKind
 
 if TYPE_CHECKING:
-    from .execution import Execution
+    from perdure.engine.execution import Execution
 
 logger = logging.getLogger("perdure")
 
@@ -136,7 +136,7 @@ class Mailbox:
             return True
         try:
             return bool(op.context.run(op.where, value))
-        except Exception as error:  # noqa: BLE001  the predicate is the user's: its error is the outcome of the receive
+        except Exception as error:
             op.failed = True
             op.outcome = self._run.payloads.encode_error(error, op.name)
             self._run.complete(op)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import codec
-from ..api.scope import Started
-from ..errors import AlreadyStarted, FlowCancelled, InstanceNotFound, StepFailed
-from ..model.records import Entry, Kind, Message, MessageKind, State
-from ..model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
-from .loop import FlowHandle, FlowTimer
+from perdure import codec
+from perdure.api.scope import Started
+from perdure.engine.loop import FlowHandle, FlowTimer
+from perdure.errors import AlreadyStarted, FlowCancelled, InstanceNotFound, StepFailed
+from perdure.model.records import Entry, Kind, Message, MessageKind, State
+from perdure.model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
 
 if TYPE_CHECKING:
-    from ..api.step import StepSpec
-    from .execution import Execution
+    from perdure.api.step import StepSpec
+    from perdure.engine.execution import Execution
 
 ASKED: Final = 0
 DELIVERED: Final = 1
@@ -201,7 +201,7 @@ class TimerOp(Op):
 class ReceiveOp(Op):
     """Waits for a message and takes it."""
 
-    __slots__ = ("context", "forms", "taken", "value_taken", "where", "wanted")
+    __slots__ = ("context", "forms", "taken", "value_taken", "wanted", "where")
     kind = Kind.RECEIVE
 
     def __init__(

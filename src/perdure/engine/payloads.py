@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .. import codec
-from ..errors import DoesNotFit, NotEncodable, PayloadTooLarge
+from perdure import codec
+from perdure.errors import DoesNotFit, NotEncodable, PayloadTooLarge
 
 NO_DIGEST: Final = b""
 LARGE: Final = 4096

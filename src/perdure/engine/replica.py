@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from ..errors import LeaseLost, StoreUnavailable
-from ..stores.contract import Store
-from .timers import EngineTime
+from perdure.engine.timers import EngineTime
+from perdure.errors import LeaseLost, StoreUnavailable
+from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 

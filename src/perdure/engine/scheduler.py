@@ -12,34 +12,24 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import codec
-from ..api.flow import FlowFunction
-from ..errors import PerdureError, StoreRefused, StoreUnavailable
-from ..model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, State
-from ..model.writes import (
-    Answer,
-    Create,
-    Created,
-    Finish,
-    Finished,
-    NotOwned,
-    Release,
-    Sent,
-    Write,
-)
-from ..stores.contract import Store
-from .committer import Committer, whose
-from .execution import Execution
-from .loop import IDLE_TURNS, FlowLoop
-from .operations import ReadOp, StepOp
-from .payloads import NO_DIGEST, Payloads
-from .replica import Replica
-from .steps import StepRunner
-from .timers import Timers
-from .waiters import Waiters
+from perdure import codec
+from perdure.api.flow import FlowFunction
+from perdure.engine.committer import Committer, whose
+from perdure.engine.execution import Execution
+from perdure.engine.loop import IDLE_TURNS, FlowLoop
+from perdure.engine.operations import ReadOp, StepOp
+from perdure.engine.payloads import NO_DIGEST, Payloads
+from perdure.engine.replica import Replica
+from perdure.engine.steps import StepRunner
+from perdure.engine.timers import Timers
+from perdure.engine.waiters import Waiters
+from perdure.errors import PerdureError, StoreRefused, StoreUnavailable
+from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, State
+from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
+from perdure.stores.contract import Store
 
 if TYPE_CHECKING:
-    from ..model.retry import Retry
+    from perdure.model.retry import Retry
 
 logger = logging.getLogger("perdure")
 
@@ -117,6 +107,7 @@ class Scheduler:
         self._suspending: dict[bytes, Release] = {}
         self._missed: set[bytes] = set()
         self._changed = asyncio.Event()
+        self._looks_at = float("inf")
         self._poll: asyncio.Task[None] | None = None
         self._unloading = False
         self._released: asyncio.Event | None = None
@@ -270,6 +261,8 @@ class Scheduler:
         if isinstance(answer, Created):
             if isinstance(write, Create) and write.owned and write.begun is not None:
                 self._spawn_new(write, answer)
+            elif isinstance(write, Create) and write.due_at is not None:
+                self._look_at(write.due_at)
         elif isinstance(answer, Sent):
             self._route(answer)
         elif isinstance(answer, Finished):
@@ -317,6 +310,8 @@ class Scheduler:
         if self._suspending.get(uid) is release:
             del self._suspending[uid]
         self._forget(uid)
+        if release.due_at is not None:
+            self._look_at(release.due_at)
         if uid in self._missed:
             self._missed.discard(uid)
             self._changed.set()
@@ -392,6 +387,8 @@ class Scheduler:
         uid = execution.uid
         if not execution.waiting or execution.stopped or uid in self._suspending or execution.completed:
             return False
+        if execution.due_at is not None and execution.due_at <= self.now():
+            return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
         execution.stopped = execution.frozen = True
         release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken())
         self._suspending[uid] = release
@@ -432,7 +429,7 @@ class Scheduler:
                 if claimed:
                     continue
                 if next_due is not None:
-                    self._timers.at(next_due, self._changed.set)
+                    self._look_at(next_due)
                 self._sweep()
             except StoreUnavailable as error:
                 logger.warning("work cannot be looked for now, tried again: %s", error)
@@ -445,6 +442,16 @@ class Scheduler:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    def _look_at(self, when: float) -> None:
+        """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
+        if when < self._looks_at:
+            self._looks_at = when
+            self._timers.at(when, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looks_at = float("inf")
+        self._changed.set()
 
     async def _read_wakeups(self) -> None:
         uids = await self._store.wakeups(self._replica.id)

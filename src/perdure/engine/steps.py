@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import codec
-from ..api.current import StepCurrent
-from ..api.scope import scope
-from ..errors import DoesNotFit, NotEncodable, NotInFlow, PayloadTooLarge
-from .operations import ASKED, DROPPED, Op, ReadOp, StepOp
+from perdure import codec
+from perdure.api.current import StepCurrent
+from perdure.api.scope import scope
+from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
+from perdure.errors import DoesNotFit, NotEncodable, NotInFlow, PayloadTooLarge
 
 if TYPE_CHECKING:
-    from .execution import Execution
-    from .payloads import Payloads
+    from perdure.engine.execution import Execution
+    from perdure.engine.payloads import Payloads
 
 logger = logging.getLogger("perdure")
 
@@ -43,69 +43,69 @@ class StepHost(Protocol):
 class Attempt(StepCurrent):
     """One attempt of a step: what `current()` shows inside it, and what the runner holds of it."""
 
-    __slots__ = ("_cut", "_disarm", "_op", "_timed_out", "host", "in_thread", "task")
+    __slots__ = ("cut", "disarm", "host", "in_thread", "op", "task", "timed_out")
 
     def __init__(self, host: StepHost, op: StepOp) -> None:
         self.host = host
-        self._op = op
+        self.op = op
         self.cancelled = False
         self.task: asyncio.Task[None] | None = None
         self.in_thread = False
-        self._cut = False
-        self._timed_out = False
-        self._disarm: Callable[[], None] | None = None
+        self.cut = False
+        self.timed_out = False
+        self.disarm: Callable[[], None] | None = None
 
     # -- what `current()` shows
 
     @property
     def flow(self) -> str:
-        return self._op.run.instance.flow
+        return self.op.run.instance.flow
 
     @property
     def id(self) -> str:
-        return self._op.run.instance.id
+        return self.op.run.instance.id
 
     @property
     def parent(self) -> tuple[str, str] | None:
-        return self._op.run.parent
+        return self.op.run.parent
 
     @property
     def restarted(self) -> bool:
-        return self._op.run.restarted
+        return self.op.run.restarted
 
     @property
     def step(self) -> str | None:
-        return self._op.name
+        return self.op.name
 
     @property
     def attempt(self) -> int:
-        return self._op.failures + 1
+        return self.op.failures + 1
 
     @property
     def key(self) -> str:
-        run = self._op.run
-        return f"{run.uid.hex()}.{run.number}.{self._op.key}"
+        run = self.op.run
+        return f"{run.uid.hex()}.{run.number}.{self.op.key}"
 
     def heartbeat(self, progress: object = None, /) -> None:
         if progress is None:
             return
-        op = self._op
+        op = self.op
         data = op.run.payloads.encode(progress, f"progress of {op.name}")
         self.host.real.call_soon_threadsafe(self._keep_progress, data)
 
     def _keep_progress(self, data: bytes) -> None:
-        op = self._op
+        op = self.op
         if op.state == ASKED and op.running is self and not op.run.stopped:
             op.progress = data
             op.run.put_pending(op, intent=op.spec.at_most_once)
 
     def progress(self, returns: Any, /) -> Any:
-        data = self._op.progress
+        data = self.op.progress
         if data is None:
             return None
-        value = self._op.run.payloads.decode(data)
+        value = self.op.run.payloads.decode(data)
         if not codec.fits(value, returns):
-            raise DoesNotFit(f"progress of {self._op.name}: a {type(value).__qualname__} is not a {returns}")
+            raise DoesNotFit(f"progress of {self.op.name}: a {type(value).__qualname__} is not a {returns}")
         return value
 
     # -- running
@@ -154,8 +154,8 @@ class StepRunner:
         """The attempts (of one execution, or all) are cancelled and leave no trace: they will be begun again. Gives their tasks."""
         tasks: list[asyncio.Task[None]] = []
         for attempt in list(self.running):
-            if run is None or attempt._op.run is run:
-                attempt._cut = True
+            if run is None or attempt.op.run is run:
+                attempt.cut = True
                 attempt.cancelled = True
                 if attempt.task is not None:
                     attempt.task.cancel()
@@ -188,28 +188,28 @@ class StepRunner:
             data, copy = run.payloads.round_trip(value, op.name)
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001  every outcome of an attempt is told to the execution
+        except BaseException as error:
             self.running.discard(attempt)
-            if attempt._disarm is not None:
-                attempt._disarm()
+            if attempt.disarm is not None:
+                attempt.disarm()
             self._failed(attempt, op, error)
         else:
             self.running.discard(attempt)
-            if attempt._disarm is not None:
-                attempt._disarm()
+            if attempt.disarm is not None:
+                attempt.disarm()
             run.step_done(op, data, copy)
         attempt.task = None
 
     def _failed(self, attempt: Attempt, op: StepOp, error: BaseException) -> None:
         run = op.run
-        if attempt._cut:
+        if attempt.cut:
             run.running.discard(op)
             return
         if op.state == DROPPED:
             run.step_gone(op)
             return
         at_most_once = op.spec.at_most_once
-        if attempt._timed_out and isinstance(error, asyncio.CancelledError):
+        if attempt.timed_out and isinstance(error, asyncio.CancelledError):
             error = TimeoutError(f"{op.name} has not ended within {op.spec.timeout:g} s")
             if at_most_once:
                 run.outcome_unknown(op, str(error))
@@ -222,11 +222,11 @@ class StepRunner:
     def _arm(self, attempt: Attempt, timeout: float) -> None:
         def expire() -> None:
             if attempt.task is not None:
-                attempt._timed_out = True
+                attempt.timed_out = True
                 attempt.cancelled = True
                 attempt.task.cancel()
 
-        attempt._disarm = self._host.call_at(self._host.now() + timeout, expire)
+        attempt.disarm = self._host.call_at(self._host.now() + timeout, expire)
 
     async def _in_thread(
         self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
@@ -253,7 +253,7 @@ class StepRunner:
         except asyncio.CancelledError:
             run.running.discard(op)
             raise
-        except Exception as error:  # noqa: BLE001  it is the outcome
+        except Exception as error:
             op.failed, op.outcome = True, run.payloads.encode_error(error, op.name)
         run.running.discard(op)
         if op.state == ASKED:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..clock import Clock
+from perdure.clock import Clock
 
 LOOK_AGAIN: Final = 5.0
 """Real seconds after which the heap is looked at in any case: the machine may have been suspended."""

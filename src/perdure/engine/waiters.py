@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import InstanceNotFound, PerdureError, StoreUnavailable
-from ..model.records import Instance, State
-from ..stores.contract import Store
+from perdure.errors import InstanceNotFound, PerdureError, StoreUnavailable
+from perdure.model.records import Instance, State
+from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, final
 
-from ..clock import Duration, seconds
+from perdure.clock import Duration, seconds
 
 ErrorFilter = tuple[type[Exception], ...] | Callable[[Exception], bool]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .records import Entry, Message, Pending, State
+from perdure.model.records import Entry, Message, Pending, State
 
 
 class Create(msgspec.Struct, frozen=True, gc=False):

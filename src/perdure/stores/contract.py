@@ -8,9 +8,9 @@ from typing import Protocol
 
 import msgspec
 
-from ..model.records import Instance, Loaded, Message, State
-from ..model.writes import Answer, Batch
-from ..system import System
+from perdure.model.records import Instance, Loaded, Message, State
+from perdure.model.writes import Answer, Batch
+from perdure.system import System
 
 
 def answer_mid(asker: bytes, run: int, key: str) -> bytes:

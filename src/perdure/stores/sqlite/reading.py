@@ -41,9 +41,8 @@ def instances(db: Database, uids: Sequence[bytes]) -> list[Instance]:
 
 def instance(db: Database, flow: str, id: str) -> Instance | None:
     """The current life of (flow, id)."""
-    for row in db.execute(BY_ID, (flow, id)):
-        return to_instance(row)
-    return None
+    rows = db.execute(BY_ID, (flow, id)).fetchall()
+    return to_instance(rows[0]) if rows else None
 
 
 def inbox(db: Database, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:

@@ -306,11 +306,18 @@ class SqliteStore:
         self, writer: Writer, file: ReplicaFile, me: str, kill_hung: bool, limit: int, db: Database
     ) -> Hung | bool:  # fmt: skip
         pid, since, _ = file.read()
-        if write_lock_holder(self.path) != pid or pid == os.getpid() or not self._hangs(file, me):
-            return False  # somebody else is in the way: the others are looked at, and this one again next time
-        if not kill_hung:
-            return Hung(file.replica, pid, since)
-        os.kill(pid, signal.SIGKILL)
+        try:
+            process = os.pidfd_open(pid)  # before the look: the number cannot become somebody else's in between
+        except OSError:
+            return False  # it has just ended
+        try:
+            if write_lock_holder(self.path) != pid or pid == os.getpid() or not self._hangs(file, me):
+                return False  # somebody else is in the way: the others are looked at, and this one again next time
+            if not kill_hung:
+                return Hung(file.replica, pid, since)
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
         self._take_over(writer, file.replica, limit, db)
         file.remove()
         return True
