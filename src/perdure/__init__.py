@@ -3,6 +3,7 @@
 from perdure.api.current import Current, current, expose, exposed, get_logger, logger
 from perdure.api.flow import AnyFlow, FlowFunction, flow
 from perdure.api.handle import Handle
+from perdure.api.info import Health, Info
 from perdure.api.messages import Stream, messages, receive
 from perdure.api.outgoing import Outgoing
 from perdure.api.step import Step, capture, step
@@ -10,7 +11,7 @@ from perdure.api.timing import delay, new_uuid, now, rng
 from perdure.api.verbs import cancel, handle, run, send, send_many, start, start_many
 from perdure.clock import Duration
 from perdure.codec import Codec, type_name
-from perdure.engine.engine import Engine, Health, Info
+from perdure.engine.engine import Engine
 from perdure.errors import (
     AlreadyStarted,
     DoesNotFit,

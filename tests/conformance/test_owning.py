@@ -27,8 +27,8 @@ async def test_a_claim_gives_the_rows_as_they_were_and_makes_them_the_replicas(k
 async def test_only_what_is_due_is_claimed_longest_due_first(kit: Kit) -> None:
     now = kit.clock.now
     await kit.commit(
-        create(1, owned=False, due_at=now - 1), create(2, owned=False, due_at=now - 3), create(3, owned=False, due_at=now),
-        create(4, owned=False, due_at=now + 1), create(5),
+        create(1, owned=False, due_at=now - 1), create(2, owned=False, due_at=now - 3),
+        create(3, owned=False, due_at=now), create(4, owned=False, due_at=now + 1), create(5),
     )  # fmt: skip
     await kit.commit(suspend(5, due_at=now - 2))
     assert await kit.claimed() == [2, 5, 1, 3]

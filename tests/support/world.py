@@ -29,8 +29,12 @@ class World:
         return self._memory if self.kind == "memory" else SqliteStore(self.path, self.system)
 
     async def engine(self, *flows: Any, **options: Any) -> Engine:
-        """A running engine; the world closes it at its end."""
-        engine = await Engine(self.store(), flows=flows, **options).__aenter__()
+        """A running engine; the world closes it at its end. `max_resident=0`: whatever waits is unloaded."""
+        eager = options.get("max_resident") == 0
+        engine = Engine(self.store(), flows=flows, **(options | {"max_resident": 1} if eager else options))
+        if eager:
+            engine._settings.max_resident = 0
+        await engine.__aenter__()
         self._engines[engine] = (flows, options)
         return engine
 
@@ -42,16 +46,21 @@ class World:
     async def crash(self, engine: Engine) -> None:
         """The engine has written nothing more and given nothing back, as if its process had died."""
         del self._engines[engine]
-        replica, committer = engine._replica, engine._committer
-        engine._open = False
-        if committer is not None and committer._task is not None:
+        member = engine._member
+        assert member is not None
+        committer = member.committer
+        committer.halt()
+        if committer._task is not None:
             committer._task.cancel()
-        if replica is not None and engine._scheduler is not None:
-            replica.gone = True  # so that `_close` does not leave
-            engine._scheduler.abandon()
+            await asyncio.gather(committer._task, return_exceptions=True)
+            committer._task = None
+        committer.take_outside()
+        if member.replica is not None and member.scheduler is not None:
+            member.replica.gone = True  # so that nothing is drained, and nothing given back
+            member.scheduler.abandon()
             if self.kind == "memory":  # what the operating system does for a file lock
-                self._memory._fences[replica.id].alive = False
-        await engine._close()
+                self._memory._fences[member.replica.id].alive = False
+        await engine.__aexit__(None, None, None)
 
     async def restart(self, engine: Engine, *flows: Any, **options: Any) -> Engine:
         """Another engine goes on after the first one's death: with the same flows and options, unless others are given."""

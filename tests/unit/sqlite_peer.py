@@ -1,4 +1,4 @@
-"""A process that does to a store what it is told on standard input, a word a line, and says each time that it is done."""
+"""A process that does to a store what it is told on standard input, and says each time that it is done."""
 
 import asyncio
 import fcntl

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ def create(number: int, id: str = "", arguments: bytes = b"[]") -> Create:
 
 async def commit(store: SqliteStore, *writes: Write, epoch: int | None = None) -> list[Any]:
     return await store.commit(Batch(None if epoch is None else "a", epoch or 0, list(writes), 1.0))
+
+
+async def on_writer(store: SqliteStore, work: Callable[[Any], Any]) -> None:
+    """The work is done with the connection that writes, on its thread."""
+    assert store._writer is not None
+    await store._writer.do(work)
 
 
 @pytest.fixture
@@ -208,9 +214,7 @@ async def test_a_log_deleted_while_open_is_seen(store: SqliteStore, path: Path) 
 async def test_a_lock_held_by_another_is_waited_for_and_then_named(store: SqliteStore, path: Path) -> None:
     other = apsw.Connection(str(path))
     other.execute("begin immediate")
-    assert store._writer is not None
-    assert store._writer._db is not None
-    store._writer._db.set_busy_timeout(20)
+    await on_writer(store, lambda db: db.set_busy_timeout(20))
     with pytest.raises(StoreUnavailable, match=f"process {os.getpid()} holds its write lock"):
         await commit(store, create(1))
     other.execute("rollback")
@@ -219,9 +223,7 @@ async def test_a_lock_held_by_another_is_waited_for_and_then_named(store: Sqlite
 
 
 async def test_data_that_the_database_never_takes_is_refused_alone(store: SqliteStore) -> None:
-    assert store._writer is not None
-    db: Any = store._writer._db
-    db.limit(apsw.SQLITE_LIMIT_LENGTH, 100_000)
+    await on_writer(store, lambda db: db.limit(apsw.SQLITE_LIMIT_LENGTH, 100_000))
     for bad in (create(2, id="\ud800"), create(3, arguments=b"x" * 200_000)):
         with pytest.raises(StoreRefused):
             await commit(store, create(1), bad)
@@ -230,13 +232,11 @@ async def test_data_that_the_database_never_takes_is_refused_alone(store: Sqlite
 
 
 async def test_a_full_database_leaves_nothing_of_the_batch(store: SqliteStore) -> None:
-    assert store._writer is not None
-    assert store._writer._db is not None
-    store._writer._db.pragma("max_page_count", 30)
+    await on_writer(store, lambda db: db.pragma("max_page_count", 30))
     with pytest.raises(StoreFull):
         await commit(store, *(create(n, arguments=b"x" * 1000) for n in range(200)))
     assert await store.instance("f", "i0") is None
-    store._writer._db.pragma("max_page_count", 100_000)
+    await on_writer(store, lambda db: db.pragma("max_page_count", 100_000))
     assert await commit(store, create(0)) == [Created()]
 
 
@@ -263,6 +263,7 @@ async def test_a_disk_that_fails_in_the_commit_is_an_unknown_outcome(store: Sqli
     epoch = await store.join("a", 10.0)
     writer = store._writer
     assert writer is not None
+    await writer.do(lambda db: None)  # the thread is idle, or at most looks whether others wrote
     db, writer._db = writer._db, FailingCommit(writer._db, after=after)  # type: ignore[assignment]
     begun = Entry((1).to_bytes(16, "big"), 0, 1, "1", Kind.STEP, "n", None, b"", False, b"1", 1, 1.0, 1.0)
     with pytest.raises(CommitUnknown):

@@ -56,7 +56,7 @@ class FlowFunction(Generic[P, R_co]):
 
     async def _limited(self, *args: Any) -> Any:
         async with asyncio.timeout(self.timeout):
-            return await self.fn(*args)
+            return await cast("Any", self.fn)(*args)
 
     def __repr__(self) -> str:
         return f"<flow {self.name}>"
@@ -125,16 +125,13 @@ def unwrap(flow: Any, args: tuple[Any, ...]) -> tuple[FlowFunction[..., Any] | s
 
 
 def name_of(flow: Any) -> str:
-    """The registered name of a flow (or the name itself)."""
-    return flow if isinstance(flow, str) else cast("str", unwrap_name(flow))
-
-
-def unwrap_name(flow: Any) -> str:
-    """The name of a flow function.
+    """The registered name of a flow (or the name itself).
 
     Raises:
-        TypeError: it is not a flow.
+        TypeError: it is neither.
     """
+    if isinstance(flow, str):
+        return flow
     if isinstance(flow, FlowFunction):
         return flow.name
     raise TypeError(f"{flow!r} is not a flow; decorate the function with @flow, or give a registered name")

@@ -93,7 +93,7 @@ class Handle(Generic[R_co]):
     async def exposed(self) -> Mapping[str, Any]: ...
     @overload
     async def exposed(self, key: str, /, *, returns: TypeForm[T]) -> T | None: ...
-    async def exposed(self, key: str | None = None, /, *, returns: Any = None) -> Any:
+    async def exposed(self, key: Any = None, /, *, returns: Any = None) -> Any:  # pyright: ignore[reportInconsistentOverload]
         """All that the instance exposes; or the value under `key` (None if there is none), checked against `returns`.
 
         Raises:

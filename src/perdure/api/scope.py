@@ -6,7 +6,7 @@ Two signs say "in a flow": the running loop, and the place in the context. A cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -117,12 +117,6 @@ class Started:
         self.flow = flow
         self.id = id
         self.digest = digest
-
-
-class StepScope(Protocol):
-    """The attempt of a step that is running."""
-
-    def call_plainly(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Awaitable[Any]: ...
 
 
 class Outside(Protocol):

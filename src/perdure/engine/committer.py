@@ -54,12 +54,20 @@ class CommitterHost(Protocol):
 class Committer:
     """See the module. `durable` is the number of writes, in the order of `write`, that are on disk."""
 
-    def __init__(self, store: Store, host: CommitterHost, real: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        store: Store,
+        host: CommitterHost,
+        real: asyncio.AbstractEventLoop,
+        replica: str | None = None,
+        epoch: int = 0,
+    ) -> None:
         self._store = store
         self._host = host
         self._real = real
-        self.replica: str | None = None
-        self.epoch = 0
+        self.replica = replica
+        """Who proves its fence with each batch; None is a client, which needs none."""
+        self.epoch = epoch
         self.durable = 0
         self.position = 0
         self.batches = 0
@@ -68,6 +76,7 @@ class Committer:
         self._task: asyncio.Task[None] | None = None
         self._scheduled = False
         self._closed: BaseException | None = None
+        self._halted = False
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
@@ -130,6 +139,10 @@ class Committer:
         for _, told in self.take_outside():
             told(None, error)
 
+    def halt(self) -> None:
+        """No batch is taken any more: what outsiders write is kept for `take_outside`."""
+        self._halted = True
+
     def take_outside(self) -> list[tuple[Write, Told]]:
         """Nothing is left to write; gives what outsiders wait for, which another committer may make good."""
         outside = [(self._writes[number - self.durable - 1], told) for number, told in self._told]
@@ -140,7 +153,7 @@ class Committer:
     # ------------------------------------------------------------ the batches
 
     def _flush(self) -> None:
-        if not self._writes or self._closed is not None:
+        if not self._writes or self._closed is not None or self._halted:
             self._scheduled = False
             self._idle.set()
             return
@@ -162,20 +175,26 @@ class Committer:
             self._writes = writes + self._writes
             self._host.lost(error)
             return
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            logger.exception("the committer failed; nothing more is written")
-            self._task = None
-            self._host.lost(LeaseLost(f"the committer failed: {error!r}"))
+        except Exception as error:
+            self._failed(error)
             return
         first = self.durable
         self.durable += len(writes)
         self.batches += 1
         self._task = None
-        self._host.committed(writes, answers)
-        self._tell(first, answers)
+        try:
+            self._host.committed(writes, answers)
+            self._tell(first, answers)
+        except Exception as error:
+            self._failed(error)
+            return
         self._real.call_soon(self._flush)
+
+    def _failed(self, error: Exception) -> None:
+        """A fault of ours: nothing more is written under this lease, and everything is begun anew from the store."""
+        self._task = None
+        logger.critical("the committer failed; all flows of this replica are loaded again from the store", exc_info=error)
+        self._host.lost(LeaseLost(f"the committer failed: {error!r}"))
 
     def _tell(self, first: int, answers: list[Answer]) -> None:
         told, self._told = self._told, []

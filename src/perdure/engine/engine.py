@@ -11,31 +11,28 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from perdure import codec
 from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
 from perdure.api.handle import Handle, raise_outcome
+from perdure.api.info import Health, Info, shown
 from perdure.api.outgoing import Outgoing
 from perdure.api.scope import outside_flow
-from perdure.clock import Duration, seconds, to_datetime, to_epoch
+from perdure.clock import Duration, seconds, to_epoch
 from perdure.engine import collector
 from perdure.engine.committer import Committer, Told
-from perdure.engine.execution import check_name
+from perdure.engine.membership import Membership
+from perdure.engine.names import check_name
 from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.payloads import Payloads
-from perdure.engine.replica import Replica
-from perdure.engine.scheduler import Scheduler, Settings
-from perdure.engine.timers import EngineTime, Timers
-from perdure.engine.waiters import Waiters
+from perdure.engine.scheduler import Settings
 from perdure.errors import (
     AlreadyStarted,
     EngineClosed,
     ForkedEngine,
     InstanceNotFound,
-    LeaseLost,
     NotRegistered,
-    StoreRefused,
     StoreUnavailable,
 )
 from perdure.model.records import Instance, Message, State
@@ -55,64 +52,6 @@ logger = logging.getLogger("perdure")
 
 PAYLOAD_LIMIT = 16 * 1024 * 1024
 MAX_RESIDENT = 20_000
-REAP_SECONDS = 0.25
-"""So often the other replicas are looked at."""
-
-
-@final
-class Info:
-    """One instance as `find` lists it."""
-
-    __slots__ = ("created_at", "due_at", "flow", "id", "reason", "state")
-
-    def __init__(self, row: Instance) -> None:
-        self.flow = row.flow
-        self.id = row.id
-        self.state = _shown(row)
-        self.due_at = None if row.due_at is None else to_datetime(row.due_at)
-        self.created_at = to_datetime(row.created_at)
-        self.reason = row.reason
-
-    def __repr__(self) -> str:
-        return f"<{self.flow} {self.id!r} {self.state.value}{': ' + self.reason if self.reason else ''}>"
-
-
-@final
-class Health:
-    """What `health()` saw; it raises `StoreUnavailable` or `LeaseLost` when flows cannot go on."""
-
-    __slots__ = ("blocked", "hung", "lease_left", "loop_lag", "parked", "paused", "replica", "running")
-
-    def __init__(
-        self,
-        *,
-        replica: str,
-        lease_left: timedelta,
-        paused: str | None,
-        loop_lag: timedelta,
-        running: int,
-        parked: int,
-        blocked: int,
-        hung: Sequence[int],
-    ) -> None:
-        self.replica = replica
-        self.lease_left = lease_left
-        self.paused = paused
-        """Why nothing is claimed now: "disk full", "store away"; None: nothing is wrong."""
-        self.loop_lag = loop_lag
-        self.running = running
-        self.parked = parked
-        self.blocked = blocked
-        """Instances that this engine has set aside since it started."""
-        self.hung = hung
-        """Processes that hold the database and do not go on; `kill_hung=True` would end them."""
-
-    def __repr__(self) -> str:
-        return "<health " + " ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ">"
-
-
-def _shown(row: Instance) -> State:
-    return State.SUSPENDED if row.state is State.RUNNING and row.waiting else row.state
 
 
 class Engine(AbstractAsyncContextManager["Engine"]):
@@ -158,32 +97,20 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self._flows = _registered(flows)
         self._execute = execute
         self._drain = seconds(drain)
-        self._lease = seconds(lease)
-        self._kill_hung = kill_hung
-        if self._lease <= 0 or seconds(stall_limit) <= 0:
-            raise ValueError("lease and stall_limit must be positive")
         self._settings = Settings(
             max_resident=max_resident,
             max_running=max_running,
             unload_after=None if unload_after is None else seconds(unload_after),
+            lease=seconds(lease),
             stall_limit=seconds(stall_limit),
+            kill_hung=kill_hung,
             version=version or "",
             default_retry=retry,
         )
         self._payloads = Payloads(codec, payload_limit)
-        self._time = EngineTime(self._store.system.clock)
         self._pid = os.getpid()
         self._entered = False
-        self._open = False
-        self._paused: str | None = None
-        self._hung: tuple[int, ...] = ()
-        self._lost_error: LeaseLost | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._committer: Committer | None = None
-        self._replica: Replica | None = None
-        self._scheduler: Scheduler | None = None
-        self._waiters: Waiters | None = None
-        self._timers: Timers | None = None
+        self._member: Membership | None = None
 
     # ------------------------------------------------------------ life
 
@@ -195,19 +122,13 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self._real = asyncio.get_running_loop()
         await self._store.open()
         collector.engine_started()
+        self._member = Membership(self._store, self._payloads, self._flows, self._settings)
         try:
-            clock = self._store.system.clock
-            self._timers = Timers(self._time.now, self._real, clock)
-            self._waiters = Waiters(self._store, self._is_resident)
-            self._open = True
             if self._execute:
-                await self._join()
-                self._spawn(self._reap_always())
-            else:
-                self._committer = Committer(self._store, self, self._real)
-            self._store.on_change(self._changed_elsewhere)
+                await self._member.execute()
+            self._store.on_change(self._member.changed_elsewhere)
         except BaseException:
-            await self._close()
+            await self._stop(0.0)
             raise
         return self
 
@@ -217,62 +138,12 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         await self._stop(self._drain)
 
     async def _stop(self, drain: float) -> None:
-        if not self._open:
+        if self._member is None:
             return
-        if self._scheduler is not None and self._replica is not None and not self._replica.gone:
-            await self._scheduler.drain(drain)
-        if self._committer is not None and self._paused is None:
-            await self._committer.drained()
-        await self._close()
-
-    async def _close(self) -> None:
-        self._open = False
+        await self._member.close(drain, EngineClosed("the engine was closed"))
+        self._member = None
         collector.engine_stopped()
-        closed = EngineClosed("the engine was closed")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._committer is not None:
-            self._committer.stop(closed)
-        if self._waiters is not None:
-            self._waiters.close(closed)
-        if self._scheduler is not None:
-            self._scheduler.close()
-        if self._timers is not None:
-            self._timers.close()
-        if self._replica is not None:
-            await self._replica.stop()
-            if not self._replica.gone:
-                try:
-                    await self._store.leave(self._replica.id)
-                except StoreUnavailable as error:
-                    logger.warning("the store is away; others take over when the lease is over: %s", error)
         await self._store.close()
-
-    async def _join(self) -> None:
-        """A member of the store, with a scheduler of its own."""
-        assert self._timers is not None and self._waiters is not None  # noqa: S101, PT018
-        replica = Replica(
-            self._store, self, self._time, lease=self._lease, stall_limit=self._settings.stall_limit, running=self._blocking
-        )
-        await replica.join()
-        committer = Committer(self._store, self, self._real)
-        committer.replica, committer.epoch = replica.id, replica.epoch
-        self._replica, self._committer, self._lost_error = replica, committer, None
-        await self._reap()
-        self._scheduler = Scheduler(
-            self._store, committer, replica, self._timers, self._waiters, self._payloads, self._flows, self._settings,
-            self._time.now, self._read_for,
-        )  # fmt: skip
-        self._scheduler.start()
-
-    def _blocking(self) -> str:
-        return self._scheduler.blocking_step() if self._scheduler is not None else ""
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.Task(work, loop=self._real)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def serve(self) -> None:
         """Flows are run until the process gets SIGTERM or SIGINT; then the engine drains and is closed. A second signal stops hard.
@@ -317,9 +188,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             StoreUnavailable, StoreCorrupt: the store cannot be used now.
             LeaseLost: another replica took over, and joining again has not succeeded yet.
         """
-        self._check()
-        if self._lost_error is not None:
-            raise self._lost_error
+        member = self._check()
+        if member.lost_error is not None:
+            raise member.lost_error
         begun = self._store.system.clock.monotonic()
         await asyncio.sleep(0)
         lag = self._store.system.clock.monotonic() - begun
@@ -328,136 +199,26 @@ class Engine(AbstractAsyncContextManager["Engine"]):
                 await self._store.check()
         except TimeoutError:
             raise StoreUnavailable(f"the store has not answered within {seconds(timeout):g} s") from None
-        running, parked = self._scheduler.counts() if self._scheduler is not None else (0, 0)
+        replica, scheduler = member.replica, member.scheduler
+        running, parked = scheduler.counts() if scheduler is not None else (0, 0)
         return Health(
-            replica=self._replica.id if self._replica is not None else "client",
-            lease_left=timedelta(seconds=self._replica.left() if self._replica is not None else 0.0),
-            paused=self._paused,
+            replica=replica.id if replica is not None else "client",
+            lease_left=timedelta(seconds=replica.left() if replica is not None else 0.0),
+            paused=member.paused,
             loop_lag=timedelta(seconds=lag),
             running=running,
             parked=parked,
-            blocked=self._scheduler.blocked_count if self._scheduler is not None else 0,
-            hung=self._hung,
+            blocked=scheduler.blocked_count if scheduler is not None else 0,
+            hung=member.hung,
         )
 
-    def _check(self) -> Committer:
+    def _check(self) -> Membership:
         if self._pid != os.getpid():
             raise ForkedEngine("this process was forked after the engine started; make an engine of its own in the child")
-        if not self._open or self._committer is None:
+        if self._member is None:
             raise EngineClosed("the engine is not running; use it inside `async with engine:`")
         outside_flow("an engine's method", "perdure.start(), run(), send(), handle() or cancel()")
-        return self._committer
-
-    # ------------------------------------------------------------ what committer, replica and store tell
-
-    def now(self) -> float:
-        """Engine time."""
-        return self._time.now()
-
-    def large_bytes(self) -> int:
-        """See `CommitterHost`."""
-        large, self._payloads.large = self._payloads.large, 0
-        return large
-
-    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
-        """See `CommitterHost`."""
-        if self._scheduler is not None:
-            self._scheduler.committed(writes, answers)
-
-    def holding_changed(self, reason: str | None) -> None:
-        """See `CommitterHost`."""
-        if reason != self._paused:
-            if reason is None:
-                logger.info("the store takes writes again")
-            else:
-                logger.warning("paused: %s", reason)
-        self._paused = reason
-        if self._scheduler is not None:
-            self._scheduler.holding_changed(holding=reason is not None)
-
-    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
-        """See `CommitterHost`."""
-        return self._scheduler.refused(writes, error) if self._scheduler is not None else []
-
-    def renewed(self) -> None:
-        """See `ReplicaHost`."""
-        if self._scheduler is not None:
-            self._scheduler.renewed()
-
-    def lost(self, error: LeaseLost) -> None:
-        """See `ReplicaHost` and `CommitterHost`: everything here is dropped, and the engine joins again under a new id."""
-        if self._lost_error is not None or not self._open or self._replica is None or self._committer is None:
-            return
-        logger.error("the lease was lost, all flows of this replica are dropped here and it joins again: %s", error)
-        self._lost_error = error
-        self._replica.gone = True
-        steps = self._scheduler.abandon() if self._scheduler is not None else []
-        self._spawn(self._join_again(self._committer.take_outside(), steps, self._replica, self._scheduler))
-
-    async def _join_again(
-        self, outside: list[tuple[Write, Told]], steps: list[asyncio.Task[None]], old: Replica, scheduler: Scheduler | None
-    ) -> None:
-        if steps:
-            await asyncio.wait(steps, timeout=self._settings.stall_limit)
-        await old.stop()
-        if scheduler is not None:
-            scheduler.close()
-        while True:
-            try:
-                await self._join()
-                break
-            except StoreUnavailable as error:
-                logger.warning("joining again is tried until it succeeds: %s", error)
-                await asyncio.sleep(0.5)
-        committer = self._committer
-        assert committer is not None  # noqa: S101
-        for write, told in outside:  # what outsiders asked for needs no lease: it is made good under the new id
-            committer.write_and_tell(write, told)
-
-    def _changed_elsewhere(self) -> None:
-        try:
-            self._real.call_soon_threadsafe(self._look_elsewhere)
-        except RuntimeError:  # the loop is closed
-            return
-
-    def _look_elsewhere(self) -> None:
-        if self._open:
-            if self._scheduler is not None:
-                self._scheduler.notice()
-            if self._waiters is not None:
-                self._waiters.look()
-
-    def _is_resident(self, uid: bytes) -> bool:
-        return self._scheduler is not None and uid in self._scheduler.resident
-
-    async def _reap_always(self) -> None:
-        while True:
-            await asyncio.sleep(REAP_SECONDS)
-            if self._lost_error is None:
-                await self._reap()
-
-    async def _reap(self) -> None:
-        assert self._replica is not None  # noqa: S101
-        try:
-            reaped = await self._store.reap(self._replica.id, kill_hung=self._kill_hung)
-        except StoreUnavailable as error:
-            logger.debug("other replicas cannot be looked at now: %s", error)
-            return
-        except Exception:
-            logger.exception("looking at other replicas failed, tried again")
-            return
-        if reaped.taken:
-            logger.warning("took over the instances of %s", ", ".join(reaped.taken))
-            if self._scheduler is not None:
-                self._scheduler.notice()
-        hung = tuple(h.pid for h in reaped.hung)
-        for h in reaped.hung:
-            if h.pid not in self._hung:
-                logger.error(
-                    "process %d (replica %s) hangs and holds the database: nobody can write until it goes on or is killed "
-                    "(kill_hung=True would do that)", h.pid, h.replica,
-                )  # fmt: skip
-        self._hung = hung
+        return self._member
 
     # ------------------------------------------------------------ starting
 
@@ -489,11 +250,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             NotRegistered: a flow given by name is not registered with this (executing) engine.
             NotEncodable, PayloadTooLarge, TypeError: the arguments cannot be kept, or do not fit the flow.
         """
-        committer = self._check()
-        write = self._create(flow, args, id, at, after)
-        return await self._started(write, await committer.ask(write))
+        member = self._check()
+        write = self._create(member, flow, args, id, at, after)
+        return self._started(write, await member.committer.ask(write))
 
-    def _create(self, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None) -> Create:
+    def _create(self, member: Membership, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None) -> Create:
         check_name(id, "id")
         function, positional = unwrap(flow, args)
         name = self._known(function)
@@ -502,10 +263,10 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         data, digest, opaque = self._payloads.arguments(positional, {}, f"arguments of {name}")
         if opaque:
             self._payloads.encode(list(positional), f"arguments of {name}")  # raises, and names the value
-        uid, now = self._store.system.new_uid(), self._time.now()
+        uid, now = self._store.system.new_uid(), member.now()
         due = to_epoch(at) if at is not None else (now + seconds(after) if after is not None else None)
-        if due is None and self._scheduler is not None:
-            return self._scheduler.new_instance(uid, name, id, data, digest, None)
+        if due is None and member.scheduler is not None:
+            return member.scheduler.new_instance(uid, name, id, data, digest, None)
         version = self._settings.version
         return Create(uid, name, id, data, digest, None, False, now if due is None else due, version, now, None)
 
@@ -520,7 +281,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             raise NotRegistered(f"another flow is registered as {flow.name!r}; give one of them a name=")
         return flow.name
 
-    async def _started(self, write: Create, answer: Answer) -> Handle[Any]:
+    def _started(self, write: Create, answer: Answer) -> Handle[Any]:
         if isinstance(answer, Existing):
             if answer.digest != write.digest and not self._payloads.same_today(answer.arguments, write.digest):
                 raise AlreadyStarted(write.flow, write.id)
@@ -546,10 +307,10 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         Raises:
             AlreadyStarted: of one of them, when all others are started.
         """
-        committer = self._check()
-        writes = [self._create(flow, item[1:], cast("str", item[0]), None, None) for item in items]
-        answers = await self._ask_all(committer, writes)
-        return [await self._started(write, answer) for write, answer in zip(writes, answers, strict=True)]
+        member = self._check()
+        writes = [self._create(member, flow, item[1:], item[0], None, None) for item in items]
+        answers = await self._ask_all(member.committer, writes)
+        return [self._started(write, answer) for write, answer in zip(writes, answers, strict=True)]
 
     async def _ask_all(self, committer: Committer, writes: Sequence[Write]) -> list[Answer]:
         answers: list[Answer] = [None] * len(writes)
@@ -594,24 +355,24 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     async def send_one(self, flow: str, id: str, message: object, key: str | None, name: str | None) -> None:
         """See `send`."""
-        committer = self._check()
-        await committer.ask(self._outgoing(flow, id, message, key, name))
+        member = self._check()
+        await member.committer.ask(self._outgoing(member, flow, id, message, key, name))
 
-    def _outgoing(self, flow: str, id: str, message: object, key: str | None, name: str | None) -> Send:
+    def _outgoing(self, member: Membership, flow: str, id: str, message: object, key: str | None, name: str | None) -> Send:
         check_name(id, "id")
         if key is not None:
             check_name(key, "key")
         if name is not None:
             check_name(name, "name")
         body = self._payloads.encode(message, f"message to {flow} {id!r}")
-        row = new_message(self._store.system.new_uid(), codec.tag_of(message), body, key, name, self._time.now())
+        row = new_message(self._store.system.new_uid(), codec.tag_of(message), body, key, name, member.now())
         return Send(flow, id, row)
 
     async def send_many(self, flow: AnyFlow | str, items: Iterable[Outgoing], /) -> None:
         """All messages are on disk. Not one transaction: give keys and repeat it after an error."""
-        committer = self._check()
+        member = self._check()
         name = name_of(flow)
-        await self._ask_all(committer, [self._outgoing(name, i.id, i.message, i.key, i.name) for i in items])
+        await self._ask_all(member.committer, [self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items])
 
     async def cancel(self, flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
         """The request to end is on disk. Nothing happens to an instance that has ended.
@@ -623,11 +384,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     async def cancel_one(self, flow: str, id: str, reason: str | None) -> None:
         """See `cancel`."""
-        committer = self._check()
+        member = self._check()
         check_name(id, "id")
         body = None if reason is None else self._payloads.encode(reason, "reason")
-        row: Message = cancel_message(self._store.system.new_uid(), body, self._time.now())
-        answer: Any = await committer.ask(Send(flow, id, row))
+        row: Message = cancel_message(self._store.system.new_uid(), body, member.now())
+        answer: Any = await member.committer.ask(Send(flow, id, row))
         if answer.uid is None:
             raise InstanceNotFound(flow, id)
 
@@ -654,14 +415,13 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     async def result(self, flow: str, id: str, uid: bytes | None, timeout: float | None) -> Any:
         """See `Handle.result`."""
-        self._check()
-        assert self._waiters is not None  # noqa: S101
+        member = self._check()
         try:
             async with asyncio.timeout(timeout):
                 if uid is None:
                     row = await self._row(flow, id, None)
                     uid = row.uid
-                state, outcome = await self._waiters.ended(uid, flow, id)
+                state, outcome = await member.waiters.ended(uid, flow, id)
         except TimeoutError:
             raise TimeoutError(f"{flow} {id!r} has not ended within {timeout:g} s; it goes on") from None
         if state is State.FAILED:
@@ -671,23 +431,13 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     async def state_of(self, flow: str, id: str, uid: bytes | None) -> State:
         """See `Handle.state`."""
-        return _shown(await self._row(flow, id, uid))
+        return shown(await self._row(flow, id, uid))
 
     async def exposed_by(self, flow: str, id: str, uid: bytes | None) -> dict[str, Any]:
         """See `Handle.exposed`."""
         row = await self._row(flow, id, uid)
         values: Mapping[str, bytes] = await self._store.exposed(row.uid)
         return {key: self._payloads.decode(value) for key, value in values.items()}
-
-    async def _read_for(self, what: str, flow: str, id: str, key: str | None) -> Any:
-        """For another flow: called by the engine itself, journaled by the asker."""
-        row = await self._store.instance(flow, id)
-        if row is None:
-            raise InstanceNotFound(flow, id)
-        if what == "state":
-            return _shown(row)
-        values = await self._store.exposed(row.uid)
-        return {k: self._payloads.decode(v) for k, v in values.items() if key is None or k == key}
 
     async def find(
         self,
@@ -711,7 +461,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
                 after=after, limit=500,
             )  # fmt: skip
             for row in rows:
-                if states is None or _shown(row) in states:
+                if states is None or shown(row) in states:
                     yield Info(row)
             if len(rows) < 500:
                 return
@@ -728,14 +478,14 @@ def _registered(flows: Iterable[AnyFlow | ModuleType]) -> dict[str, FlowFunction
     found: dict[str, FlowFunction[..., Any]] = {}
     for item in flows:
         if isinstance(item, ModuleType):
-            members = [value for _, value in inspect.getmembers(item) if isinstance(value, FlowFunction)]
+            members = [cast("AnyFlow", value) for _, value in inspect.getmembers(item) if isinstance(value, FlowFunction)]
             if not members:
                 raise ValueError(f"module {item.__name__} has no flow in it")
-        elif isinstance(item, FlowFunction):
+        elif isinstance(cast("object", item), FlowFunction):
             members = [item]
         else:
             raise TypeError(f"{item!r} is not a flow; decorate it with @flow")
-        for function in cast("list[FlowFunction[..., Any]]", members):
+        for function in members:
             if found.setdefault(function.name, function) is not function:
                 raise ValueError(f"two flows are named {function.name!r}; give one of them another name=")
     return found

@@ -14,53 +14,33 @@ import hashlib
 import heapq
 import itertools
 import logging
-import random as _random
-import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from perdure import codec
-from perdure.api.scope import Place, Started, fresh_context, scope
+from perdure.api.scope import Place, fresh_context, scope
+from perdure.engine import differences
+from perdure.engine.calls import Calls
 from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
 from perdure.engine.mailbox import Mailbox
-from perdure.engine.operations import (
-    ASKED,
-    DELIVERED,
-    DROPPED,
-    CancelOp,
-    Op,
-    Pushed,
-    ReadOp,
-    ReceiveOp,
-    SendOp,
-    StartOp,
-    StepOp,
-    TimerOp,
-    WaitOp,
-    cancel_message,
-    new_message,
-)
+from perdure.engine.names import check_name
+from perdure.engine.operations import ASKED, DELIVERED, DROPPED, Op, Pushed, ReadOp, StepOp, TimerOp, cancel_message
 from perdure.engine.payloads import Payloads
 from perdure.errors import (
     DoesNotFit,
     DuplicateId,
-    NonDeterminismError,
     NotEncodable,
     OutcomeUnknown,
     PayloadTooLarge,
     PerdureError,
-    Spins,
     UnknownType,
-    WaitsForNothing,
 )
 from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending, State
 from perdure.model.writes import Create, Expose, Finish, PendingDrop, PendingPut, Send, Update, Write
 
 if TYPE_CHECKING:
     from perdure.api.flow import FlowFunction
-    from perdure.api.step import StepSpec
 
 logger = logging.getLogger("perdure")
 
@@ -75,7 +55,6 @@ class Host(Protocol):
 
     real: asyncio.AbstractEventLoop
     base_context: Context
-    durable: int
     holding: bool
     """While a commit fails or its outcome is unknown, nothing is delivered."""
 
@@ -101,55 +80,20 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__",
-        "_ahead",
-        "_by_key",
-        "_cancelled_main",
-        "_dropped",
-        "_ended_tasks",
-        "_ending",
-        "_explicit",
-        "_exposed",
-        "_never",
-        "_pending",
-        "_position",
-        "_recorded",
-        "_said",
-        "asked",
-        "cancel_reason",
-        "completed",
-        "due_at",
-        "flow",
-        "frozen",
-        "gate",
-        "gated",
-        "has_children",
-        "host",
-        "instance",
-        "live",
-        "loop",
-        "mailbox",
-        "main",
-        "number",
-        "ops",
-        "parent_name",
-        "parked_at",
-        "payloads",
-        "problem",
-        "restarted",
-        "root",
-        "running",
-        "schedule",
-        "seq",
-        "stopped",
-        "timers",
-        "to_cancel",
-        "to_go",
-        "uid",
-        "waiting",
-    )  # fmt: skip
+        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded",
+        "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "has_children", "host", "instance", "live",
+        "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
+        "running", "schedule", "seq", "stopped", "timers", "to_cancel", "to_go", "uid", "waiting",
+    )  # fmt: skip  # noqa: RUF023
 
-    def __init__(self, host: Host, payloads: Payloads, flow: FlowFunction[..., Any], loaded: Loaded) -> None:
+    def __init__(
+        self,
+        host: Host,
+        payloads: Payloads,
+        flow: FlowFunction[..., Any],
+        loaded: Loaded,
+        parent: tuple[str, str] | None = None,
+    ) -> None:
         instance = loaded.instance
         self.host = host
         self.schedule = host.schedule
@@ -159,7 +103,7 @@ class Execution:
         self.uid = instance.uid
         self.number = instance.run
         self.loop = FlowLoop(host.real, self, _salt(instance.uid))
-        self.root = Place(self, None)
+        self.root = Place(Calls(self, self.loop), None)
         self.mailbox = Mailbox(self, loaded.inbox)
         self.main: FlowTask | None = None
         self.ops: dict[str, Op] = {}
@@ -180,7 +124,6 @@ class Execution:
         self.live = False
         self.stopped = False
         """Nothing is delivered any more: frozen, ended, blocked or dead."""
-        self.frozen = False
         self.waiting = False
         self.due_at: float | None = None
         self.problem: BaseException | None = None
@@ -188,14 +131,11 @@ class Execution:
         self.cancel_reason: str | None = None
         self.parked_at = 0.0
         self.restarted = len(loaded.entries) > 1
-        self._cancelled_main = False
+        self.parent = parent
         self._ahead = 0
-        self._ended_tasks = 0
         self._ending = False
         self._explicit: set[str] | None = None
-        self._exposed: dict[str, bytes] | None = None
-        self._never: list[Any] | None = None
-        self._said: set[str] | None = None
+        self.exposed: dict[str, bytes] = _NONE_EXPOSED
         self._recorded: list[Entry] = loaded.entries
         self._by_key: dict[str, Entry] = {e.key: e for e in loaded.entries if e.kind not in PUSHED}
         self._pending: dict[str, Pending] = {p.key: p for p in loaded.pending}
@@ -207,7 +147,7 @@ class Execution:
 
     # ------------------------------------------------------------ asking (called by the flow's own code, in a turn)
 
-    def _ask(self, op: Op, place: Place, id: str | None = None) -> Op:
+    def ask(self, op: Op, place: Place, id: str | None = None) -> Op:
         """The operation has its key and is checked against the journal, or begins."""
         if self.stopped:
             return op  # of a dead execution: never returns and never acts
@@ -220,12 +160,12 @@ class Execution:
         entry = self._by_key.pop(key, None)
         if entry is not None:
             if not self._agrees(op, entry.kind, entry.name, entry.digest, entry.arguments):
-                self._mismatch(op, f"{entry.kind} {entry.name}", entry.seq)
+                self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
                 return op
         elif self._pending and key in self._pending:
             row = self._pending.pop(key)
             if not self._agrees(op, row.kind, row.name, row.digest, row.arguments):
-                self._mismatch(op, f"{row.kind} {row.name} (begun)", None)
+                self._block(differences.other_call(self, op, f"{row.kind} {row.name} (begun)", "a pending operation"))
                 return op
             assert isinstance(op, StepOp)  # noqa: S101  only steps have pending rows, and the kinds agree
             op.row, op.intent, op.failures = True, row.intent, row.attempt
@@ -249,92 +189,12 @@ class Execution:
             return True
         return kind == Kind.STEP and arguments is not None and self.payloads.same_today(arguments, op.digest)
 
-    def step(
-        self, place: Place, spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], id: str | None
-    ) -> StepOp:
-        """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id."""
-        if kwargs:
-            args, kwargs = spec.bind(args, kwargs)
-        encoded = self.payloads.arguments(args, kwargs, spec.name)
-        op = StepOp(self, spec, args, kwargs, encoded, copy_context())
-        self._ask(op, place, id)
-        return op
-
-    def receive(
-        self,
-        place: Place,
-        forms: tuple[Any, ...],
-        name: str | None,
-        where: Callable[[Any], bool] | None,
-        timeout: float | None,
-    ) -> Op:
-        """A message is asked for; with a timeout (seconds) TimeoutError is raised instead when that is over."""
-        op = ReceiveOp(self, forms, name, where, copy_context())
-        self._ask(op, place)
-        if timeout is not None:
-            self._limit(op, timeout, f"no message {op.name} within {timeout:g} s")
-        return op
-
-    def start(
-        self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool
-    ) -> Op:
-        """Another instance is asked for; without an id it gets one made of this run's uid and the operation's key."""
-        name = flow if isinstance(flow, str) else flow.name
-        data = self.payloads.encode(list(args), f"arguments of {name}")
-        if id is None:
-            id = f"{self.uid.hex()}.{self.number}.{place.path()}{place.operations}"
-        check_name(id, "id")
-        op = StartOp(self, name, id, data, self.payloads.digest(list(args), name), detached=detached)
-        return self._ask(op, place)
-
-    def wait(self, place: Place, started: Started, *, child: bool, timeout: float | None) -> Op:
-        """The end of another instance is asked for."""
-        op = WaitOp(self, started, child=child)
-        self._ask(op, place)
-        if timeout is not None:
-            self._limit(op, timeout, f"{started.flow} {started.id!r} has not ended within {timeout:g} s")
-        return op
-
-    def send(self, place: Place, flow: str, id: str, message: object, key: str | None, name: str | None) -> Op:
-        """A message for another instance is asked for."""
-        check_name(id, "id")
-        if key is not None:
-            check_name(key, "key")
-        body = self.payloads.encode(message, f"message to {flow}")
-        row = new_message(self.host.new_uid(), codec.tag_of(message), body, key, name, self.loop.now)
-        return self._ask(SendOp(self, Send(flow, id, row)), place)
-
-    def cancel(self, place: Place, flow: str, id: str, reason: str | None) -> Op:
-        """The end of another instance is requested."""
-        return self._ask(CancelOp(self, self.cancel_request(flow, id, reason)), place)
-
-    def cancel_request(self, flow: str, id: str, reason: str | None) -> Send:
-        """The row that asks another instance to end."""
-        body = None if reason is None else self.payloads.encode(reason, "reason")
-        return Send(flow, id, cancel_message(self.host.new_uid(), body, self.loop.now))
-
-    def read(self, place: Place, what: str, flow: str, id: str, key: str | None) -> Op:
-        """What only the store knows of another instance is asked for."""
-        return self._ask(ReadOp(self, what, flow, id, key), place)
-
-    def _limit(self, op: Op, timeout: float, message: str) -> None:
-        """The operation fails with TimeoutError after so many seconds of flow time."""
-
-        def expire() -> None:
-            if op.state == ASKED and not op.future.done():
-                op.expired = True
-                op.future.set_exception(TimeoutError(message))
-                op.abandon()
-
-        handle = self.loop.call_later(max(0.0, timeout), expire)
-        op.future.add_done_callback(lambda _: handle.cancel())
-
     def timer(self, handle: FlowTimer) -> None:
         """See `loop.Owner`."""
         here = scope.get()
         op = TimerOp(self, handle)
         handle.operation = op
-        self._ask(op, here if type(here) is Place else self.root)
+        self.ask(op, here if type(here) is Place else self.root)
 
     def drop_timer(self, handle: FlowTimer) -> None:
         """See `loop.Owner`."""
@@ -357,81 +217,14 @@ class Execution:
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
 
-    # ------------------------------------------------------------ small things that a flow's body may ask
-
-    @property
-    def flow_name(self) -> str:
-        """The flow's registered name."""
-        return self.instance.flow
-
-    @property
-    def instance_id(self) -> str:
-        """The instance's id."""
-        return self.instance.id
-
-    @property
-    def parent(self) -> tuple[str, str] | None:
-        """The flow and id of the instance that started it, if it is attached."""
-        return self.parent_name if self.instance.parent is not None else None
-
-    @property
-    def replaying(self) -> bool:
-        """Whether entries are left that the flow has not got."""
-        return self._position < len(self._recorded)
-
-    def now(self) -> float:
-        """Flow time."""
-        return self.loop.now
-
-    def random(self, place: Place) -> _random.Random:
-        """A generator seeded by position, so that added code shifts its neighbours only."""
-        seed = f"{self.uid.hex()}/{self.number}/{place.path()}/{place.operations}/{place.draws}"
-        place.draws += 1
-        return _random.Random(hashlib.blake2b(seed.encode(), digest_size=16).digest())
-
-    def expose(self, key: str, value: object) -> None:
-        """The value is readable from outside when the next batch is durable."""
-        if self.stopped:
-            return
-        check_name(key, "key")
-        data = self.payloads.encode(value, f"exposed {key!r}")
-        if self._exposed is None:
-            self._exposed = {}
-        self._exposed[key] = data
-        if self.live:
-            self.write(Expose(self.uid, key, data))
-
-    def exposed(self, key: str) -> Any:
-        """What this run exposed last under the key."""
-        data = (self._exposed or {}).get(key)
-        return None if data is None else self.payloads.decode(data)
-
-    def open_stream(self) -> None:
-        """From here on every message of the run is an arrival."""
-        if not self.stopped:
-            self.mailbox.open_stream()
-
-    def arrival(self, cursor: int) -> Any:
-        """(name, body bytes) of the message at this place of the sequence; None: there is none yet."""
-        sequence = self.mailbox.sequence
-        return sequence[cursor] if cursor < len(sequence) else None
-
-    def decode(self, body: bytes) -> Any:
-        """The value of a message's body. Raises UnknownType and DoesNotFit."""
-        return self.payloads.decode(body)
-
-    def arrived(self) -> asyncio.Future[None]:
-        """A future that is done when the sequence has grown."""
-        if self.stopped:
-            return asyncio.Future(loop=self.loop)
-        return self.mailbox.arrived()
-
     # ------------------------------------------------------------ delivering (called by the loop when it is idle)
 
     def deliver(self) -> bool:
         """See `loop.Owner`: one entry of the journal, or the next live outcome."""
         if self.stopped:
             return False
+        if self.main is not None and self.main.done() and self._wind_up():
+            return True
         if self._position < len(self._recorded):
             return self._replay()
         if not self.live and not self._go_live():
@@ -456,7 +249,7 @@ class Execution:
         if entry.kind not in PUSHED:
             op = self.ops.pop(entry.key, None)
             if op is None and (self._dropped is None or entry.key not in self._dropped):
-                self._unasked(entry)
+                self._block(differences.unasked_entry(self, entry))
                 return False
         self._recorded[self._position] = _GONE  # its payload is not needed twice
         self._position += 1
@@ -480,6 +273,8 @@ class Execution:
             name = codec.decode(entry.arguments) if entry.arguments else None
             self.mailbox.arrive(entry.ref, name, entry.outcome)
         elif entry.kind == Kind.CANCEL:
+            if entry.ref is not None:
+                self.mailbox.forget_request(entry.ref)
             self.cancel_main(self.payloads.decode(entry.arguments) if entry.arguments else None)
 
     def _begin(self) -> None:
@@ -490,14 +285,14 @@ class Execution:
     def _go_live(self) -> bool:
         """The journal is used up: what was asked for and is not in it begins, in the order of asking."""
         if self._pending:
-            self._unasked_pending(next(iter(self._pending.values())))
+            self._block(differences.unasked_pending(self, next(iter(self._pending.values()))))
             return False
         self.live = True
         self._recorded = _NO_ENTRIES
         self._position = 0
         self._by_key = _NO_KEYS
         self._dropped = None
-        for key, data in (self._exposed or {}).items():
+        for key, data in self.exposed.items():
             self.write(Expose(self.uid, key, data))  # the last ones before a crash may not have been written
         asked = list(self.ops.values())
         for op in asked:
@@ -549,9 +344,26 @@ class Execution:
     def cancel_main(self, reason: str | None) -> None:
         """The flow is asked to end, as `task.cancel` asks."""
         self.cancel_reason = reason
-        self._cancelled_main = True
         if self.main is not None and not self.main.done():
             self.main.cancel(reason)
+
+    def expose(self, key: str, data: bytes) -> None:
+        """The value is readable from outside when the next batch is durable."""
+        if self.exposed is _NONE_EXPOSED:
+            self.exposed = {}
+        self.exposed[key] = data
+        if self.live:
+            self.write(Expose(self.uid, key, data))
+
+    @property
+    def replaying(self) -> bool:
+        """Whether entries are left that the flow has not got."""
+        return self._position < len(self._recorded)
+
+    def cancel_request(self, flow: str, id: str, reason: str | None) -> Send:
+        """The row that asks another instance to end."""
+        body = None if reason is None else self.payloads.encode(reason, "reason")
+        return Send(flow, id, cancel_message(self.host.new_uid(), body, self.loop.now))
 
     # ------------------------------------------------------------ steps, timers (called by the host)
 
@@ -614,7 +426,7 @@ class Execution:
         self.running.discard(op)
         op.running = None
         if not self.stopped:
-            self._look()
+            self.loop.wake()  # it may have been the last thing that the end waited for
 
     def outcome_unknown(self, op: StepOp, why: str) -> None:
         """The at-most-once attempt was begun, and how it ended will never be known."""
@@ -652,6 +464,8 @@ class Execution:
             op = heapq.heappop(timers)[2]
             if isinstance(op, StepOp):
                 op.next_at = None
+                if op.spec.at_most_once:
+                    self.put_pending(op, intent=True)  # as for the first attempt: this one may be lost as well
                 self.to_go.append(op)
                 attempts = True
             else:
@@ -689,9 +503,9 @@ class Execution:
         if self.to_go:
             self.to_go = [op for op in self.to_go if op.state == ASKED]
         busy = bool(self.to_go or self.to_cancel or self.running or self.completed)
-        if not busy and not self.ops and not self._ending and not self.mailbox.listening:
-            self._block(WaitsForNothing(self._waits_for_nothing()))
-            self.host.blocked(self, self.problem or WaitsForNothing(""))
+        if not busy and not self.ops and not self.mailbox.listening:
+            self._block(problem := differences.waits_for_nothing(self))
+            self.host.blocked(self, problem)
             return
         due_at = None if busy else self._earliest()
         if self.waiting == busy or (not busy and due_at != self.due_at):
@@ -730,24 +544,28 @@ class Execution:
 
     # ------------------------------------------------------------ the end
 
-    def _end(self) -> bool:
-        """After the main coroutine: the other tasks are cancelled and run out, then the outcome is written."""
+    def _wind_up(self) -> bool:
+        """After the main coroutine, before anything more is delivered (so that replay does it at the same place), the other tasks
+        are cancelled and run out, then generators that were left are closed. True: there is something to run.
+        """
         loop = self.loop
         left = [task for task in loop.tasks if not task.done()]
         if not self._ending:
             self._ending = True
             if left:
-                logger.warning(
-                    "%r returned with unfinished tasks, which are cancelled: %s", self, ", ".join(t.get_name() for t in left)
-                )
-                loop.call(lambda: [task.cancel() for task in left])
+                names = ", ".join(t.get_name() for t in left)
+                logger.warning("%r returned with unfinished tasks, which are cancelled: %s", self, names)
+                for task in left:
+                    task.cancel()
                 return True
-        if left:
-            return False
-        if loop.has_generators():
-            loop.call(lambda: loop.create_task(loop.close_generators(), name="close generators"))
+        if not left and loop.has_generators():
+            loop.create_task(loop.close_generators(), name="close generators")
             return True
-        if self.to_cancel or any(op.state == DROPPED for op in self.running):
+        return False
+
+    def _end(self) -> bool:
+        """The outcome is written if everything inside has ended, and every step that was cancelled."""
+        if self.to_cancel or any(op.state == DROPPED for op in self.running) or not all(t.done() for t in self.loop.tasks):
             return False
         self._finish()
         return True
@@ -784,66 +602,9 @@ class Execution:
             return  # the loop calls idle() when this turn is over
         self.loop.wake()
 
-    def _mismatch(self, op: Op, recorded: str, seq: int | None) -> None:
-        asked = f"{op.kind} {op.name}"
-        line = _users_line(sys._getframe(1))
-        place = f"entry {seq}" if seq is not None else "a pending operation"
-        same = " with other arguments" if asked == recorded else ""
-        self._block(
-            NonDeterminismError(
-                f"{self!r}, operation {op.key}: the journal holds {recorded} ({place}), and the code asks for {asked}{same} at {line}",
-                recorded=recorded,
-                asked=asked,
-                line=line,
-            )
-        )
-
-    def _unasked(self, entry: Entry) -> None:
-        recorded = f"{entry.kind} {entry.name}"
-        asked = ", ".join(op.why_outstanding() for op in self.ops.values()) or "nothing"
-        line = self._where()
-        self._block(
-            NonDeterminismError(
-                f"{self!r}: the journal goes on with {recorded} (entry {entry.seq}, operation {entry.key}), which the code does not "
-                f"ask for; it asks for {asked}, at {line}",
-                recorded=recorded,
-                asked=asked,
-                line=line,
-            )
-        )
-
-    def _unasked_pending(self, row: Pending) -> None:
-        recorded = f"{row.kind} {row.name} (begun)"
-        asked = ", ".join(op.why_outstanding() for op in self.ops.values()) or "nothing"
-        line = self._where()
-        self._block(
-            NonDeterminismError(
-                f"{self!r}: {recorded} (operation {row.key}) was begun, and the code does not ask for it; it asks for {asked}, at {line}",
-                recorded=recorded,
-                asked=asked,
-                line=line,
-            )
-        )
-
-    def _where(self) -> str:
-        """The line of the user's code at which the main task waits."""
-        if self.main is None:
-            return "its beginning"
-        stack = self.main.get_stack(limit=None)
-        return _users_line(stack[-1]) if stack else "its end"
-
-    def _waits_for_nothing(self) -> str:
-        tasks = [task for task in self.loop.tasks if not task.done()]
-        stacks = "; ".join(
-            f"{task.get_name()} at {_users_line(stack[-1])}" for task in tasks if (stack := task.get_stack()) is not None and stack
-        )
-        return f"{self!r} waits for something that no step, message, timer or child will bring: {stacks or 'no task is left'}"
-
     def spins(self) -> None:
         """See `loop.Owner`."""
-        self._block(
-            Spins(f"{self!r} keeps its loop busy without asking for anything durable, at {self._where()}: await a delay() there")
-        )
+        self._block(differences.spins(self))
 
     def unhandled(self, context: dict[str, Any]) -> None:
         """See `loop.Owner`."""
@@ -894,30 +655,9 @@ _number = itertools.count()  # ties between timers go by the order in which they
 _GONE: Final[Any] = None
 _NO_ENTRIES: Final[list[Entry]] = []
 _NO_KEYS: Final[dict[str, Entry]] = {}
+_NONE_EXPOSED: Final[dict[str, bytes]] = {}
 
 
 def _salt(uid: bytes) -> int:
     """A number of 40 bits from the uid, in the middle of a hash: tasks of different flows do not collide in asyncio's sets."""
     return int.from_bytes(hashlib.blake2b(uid, digest_size=5).digest(), "big") << 16
-
-
-def check_name(text: str, what: str) -> None:
-    """Raises ValueError unless the text is 1 to 255 bytes of UTF-8: ids and keys are stored as such."""
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if not 1 <= size <= 255:
-        raise ValueError(f"{what} has {size} bytes in UTF-8; 1 to 255 are possible: {text[:40]!r}…")
-
-
-def _users_line(frame: Any) -> str:
-    """file:line of the innermost frame that is not asyncio's or ours."""
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not any(part in filename for part in _OURS):
-            return f"{filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "unknown line"
-
-
-_OURS: Final = ("/perdure/engine/", "/perdure/api/", "/asyncio/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import importlib
 import logging
 import sys
 import threading
@@ -42,7 +43,7 @@ class Owner(Protocol):
 
     root: Place
 
-    def schedule(self, loop: FlowLoop) -> None:
+    def schedule(self, loop: FlowLoop, /) -> None:
         """`loop.run` is called in the next turn of the real loop."""
         ...
 
@@ -155,6 +156,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
     def __init__(self, real: asyncio.AbstractEventLoop, owner: Owner, salt: int) -> None:
         self.real = real
         self.owner = owner
+        if not _anyio_ordered and "anyio" in sys.modules:
+            _order_anyio()
         self.now = 0.0
         self.tasks: list[FlowTask] = []
         self.turning = False
@@ -166,7 +169,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._stuck = False  # idle by rule: turns only after the next delivery
         self._turns = 0
         self._activity = 0
-        self._generators: list[Any] | None = None
+        self._generators: dict[int, Callable[[], Any]] | None = None  # by id, in the order of their first iteration
 
     # ------------------------------------------------------------ running
 
@@ -319,7 +322,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         future.__init__(loop=self)
         return future
 
-    def create_task(
+    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]  later Pythons have more keywords
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None, **_: Any
     ) -> Any:
         """See asyncio; keywords of later Pythons pass. The task's place goes into its context."""
@@ -333,8 +336,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._created = number = self._created + 1
         if context is None:
             context = copy_context()
-        parent = scope.get()
-        context.run(scope.set, Place(self.owner, parent if type(parent) is Place else self.owner.root))  # type: ignore[arg-type]
+        here: Any = scope.get()
+        parent = here if type(here) is Place else self.owner.root
+        context.run(scope.set, Place(parent.run, parent))
         return self._new_task(coro, name or f"task-{number}", context, number)
 
     def start_main(self, coro: Coroutine[Any, Any, Any], context: Context) -> FlowTask:
@@ -387,49 +391,50 @@ class FlowLoop(asyncio.AbstractEventLoop):
 
     def _generator_born(self, generator: Any) -> None:
         if self._generators is None:
-            self._generators = []
-        self._generators.append(weakref.ref(generator))
+            self._generators = {}
+        self._generators.pop(id(generator), None)
+        self._generators[id(generator)] = weakref.ref(generator)
 
     def _generator_dropped(self, generator: Any) -> None:
         """Closed inside the flow if dropped by reference count in a turn; else kept until the flow is unloaded or ends."""
         if self.closed:
             return
-        if self.turning and _get_running() is self and not _collecting and threading.get_ident() == _loop_thread(self):
+        if self.turning and _get_running() is self and _collecting != threading.get_ident():
             self.create_task(generator.aclose(), name="close generator")
         else:
             self._strong(generator)
 
     def _strong(self, generator: Any) -> None:
         if self._generators is None:
-            self._generators = []
-        self._generators.append(lambda: generator)
+            self._generators = {}
+        self._generators[id(generator)] = lambda: generator  # keeps its place: when a collector comes is chance
 
     async def close_generators(self) -> None:
         """Every generator that is not exhausted is closed, as `asyncio.run` does at its end."""
         while self._generators:
             generators, self._generators = self._generators, None
-            for reference in generators:
+            for reference in generators.values():
                 generator = reference()
                 if generator is not None:
-                    await generator.aclose()
+                    try:
+                        await generator.aclose()
+                    except Exception as error:
+                        self.call_exception_handler({"message": f"closing {generator!r} raised", "exception": error})
 
     def has_generators(self) -> bool:
         """Whether a generator may be left to close."""
         if self._generators:
-            self._generators = [r for r in self._generators if r() is not None and r().ag_frame is not None]
+            self._generators = {i: r for i, r in self._generators.items() if getattr(r(), "ag_frame", None) is not None}
         return bool(self._generators)
 
 
-def _loop_thread(loop: FlowLoop) -> int:
-    return getattr(loop.real, "_thread_id", None) or threading.get_ident()
-
-
-_collecting = False
+_collecting = 0
+"""The thread in which the cycle collector is at work; another thread may run meanwhile."""
 
 
 def _collector(phase: str, _: dict[str, int]) -> None:
     global _collecting
-    _collecting = phase == "start"
+    _collecting = threading.get_ident() if phase == "start" else 0
 
 
 gc.callbacks.append(_collector)
@@ -469,7 +474,7 @@ def _codes_of_original() -> set[Any]:
 
 def _made_by_as_completed() -> bool:
     """Whether `create_task` is called by asyncio's own `as_completed`, of which a module may hold a reference."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame.f_code in _ENSURE_FUTURE and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code in _UNORDERED
@@ -480,3 +485,43 @@ _ENSURE_FUTURE: Final = {
     f.__code__ for f in (asyncio.ensure_future, getattr(asyncio.tasks, "_ensure_future", asyncio.ensure_future))
 }
 asyncio.as_completed = asyncio.tasks.as_completed = _as_completed
+
+
+# ---------------------------------------------------------------- anyio
+
+
+class _Ordered(dict[Any, None]):
+    """A set that iterates in the order of adding."""
+
+    __slots__ = ()
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def remove(self, item: Any) -> None:
+        del self[item]
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
+
+
+_anyio_ordered = False
+
+
+def _order_anyio() -> None:
+    """In a flow, anyio's cancel scopes keep the scopes inside them (one for each task of a group) in the order of entering.
+
+    They are cancelled in the order of that set, which otherwise is the order of addresses.
+    """
+    global _anyio_ordered
+    _anyio_ordered = True
+    scope_class: Any = importlib.import_module("anyio._backends._asyncio").CancelScope
+    original = scope_class.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if getattr(_get_running(), "is_flow_loop", False):
+            self._child_scopes = _Ordered()
+
+    scope_class.__init__ = __init__

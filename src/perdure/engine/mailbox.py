@@ -177,6 +177,11 @@ class Mailbox:
         else:
             self._remember(message.mid)
 
+    def forget_request(self, mid: bytes) -> None:
+        """A cancel request is in the journal; at replay."""
+        self._held.pop(mid, None)
+        self._remember(mid)
+
     def restore_taken(self, mid: bytes, name: str | None, body: bytes | None) -> None:
         """The same, at replay."""
         self._held.pop(mid, None)

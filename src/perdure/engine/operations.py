@@ -239,9 +239,9 @@ class ReceiveOp(Op):
         return True
 
     def restore(self, entry: Entry) -> None:
-        super().restore(entry)
-        if entry.ref is not None:
+        if entry.ref is not None:  # first, as in `record`: who reads a stream wakes before who takes
             self.run.mailbox.restore_taken(entry.ref, self.wanted, entry.outcome)
+        super().restore(entry)
 
     def value(self) -> Any:
         if self.taken is not None:

@@ -104,7 +104,8 @@ class Payloads:
     ) -> tuple[list[Any], Mapping[str, Any]]:
         """The arguments as decoding the stored bytes gives them; those that cannot be encoded as they are."""
         decoded = self.decode(data)
-        positional, keywords = decoded if kwargs else (decoded, {})
+        positional: list[Any] = decoded[0] if kwargs else decoded
+        keywords: dict[str, Any] = decoded[1] if kwargs else {}
         if opaque:
             positional = [args[i] if i in opaque else value for i, value in enumerate(positional)]
             keywords = {k: kwargs[k] if k in opaque else value for k, value in keywords.items()}

@@ -138,7 +138,7 @@ class Replica:
             return False
         if self.stalled is None:
             task = asyncio.current_task(self._real)
-            frame = sys._current_frames().get(self._loop_thread)
+            frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]
             where = "".join(traceback.format_stack(frame, limit=6)) if frame is not None else ""
             self.stalled = self._running() or (task.get_name() if task is not None else "a callback")
             logger.error(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from perdure import codec
 from perdure.api.flow import FlowFunction
@@ -23,7 +25,7 @@ from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
-from perdure.errors import PerdureError, StoreRefused, StoreUnavailable
+from perdure.errors import PerdureError, StoreRefused
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, State
 from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
 from perdure.stores.contract import Store
@@ -37,6 +39,8 @@ CLAIM: Final = 500
 """Instances claimed and loaded at a time."""
 POLL_SECONDS: Final = 1.0
 """The store is asked for work at least so often; a change by somebody else is noticed at once."""
+RETRY_SECONDS: Final = 0.05
+"""So soon it is asked again after its first failure."""
 THOROUGH_SECONDS: Final = 10.0
 """So often the claim also looks for messages whose wake-up was lost."""
 
@@ -44,7 +48,9 @@ THOROUGH_SECONDS: Final = 10.0
 class Settings:
     """What the scheduler is told once."""
 
-    __slots__ = ("default_retry", "max_resident", "max_running", "stall_limit", "unload_after", "version")
+    __slots__ = (
+        "default_retry", "kill_hung", "lease", "max_resident", "max_running", "stall_limit", "unload_after", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -52,10 +58,18 @@ class Settings:
         max_resident: int,
         max_running: int,
         unload_after: float | None,
+        lease: float,
         stall_limit: float,
+        kill_hung: bool,
         version: str,
         default_retry: Retry | None,
     ) -> None:
+        if lease <= 0 or stall_limit <= 0:
+            raise ValueError("lease and stall_limit must be positive")
+        if max_resident < 1 or max_running < 1:
+            raise ValueError("max_resident and max_running must be at least 1")
+        self.lease = lease
+        self.kill_hung = kill_hung
         self.max_resident = max_resident
         self.max_running = max_running
         self.unload_after = unload_after
@@ -108,17 +122,14 @@ class Scheduler:
         self._missed: set[bytes] = set()
         self._changed = asyncio.Event()
         self._looks_at = float("inf")
+        self._unsure = False
+        """Whether the answer to a claim, or to a question about messages, was lost."""
         self._poll: asyncio.Task[None] | None = None
         self._unloading = False
         self._released: asyncio.Event | None = None
         self.blocked_count = 0
 
     # ------------------------------------------------------------ host of executions
-
-    @property
-    def durable(self) -> int:
-        """The number of writes that are on disk."""
-        return self._committer.durable
 
     def schedule(self, loop: FlowLoop, /) -> None:
         """The flow's loop runs in the next turn of the real loop, together with all others that are ready."""
@@ -236,7 +247,7 @@ class Scheduler:
             return
         logger.error("%r is blocked: %s", execution, error)
         self.blocked_count += 1
-        execution.frozen = True
+        execution.stopped = True
         reason = f"{type(error).__name__}: {error}"
         release = Release(uid, State.BLOCKED, None, (), reason, self.version_of(execution.instance.flow))
         self._suspending[uid] = release
@@ -281,11 +292,15 @@ class Scheduler:
             None, None, write.version, write.at, None,
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
-        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self._flows[write.flow])
+        parent = self.resident.get(write.parent) if write.parent is not None else None
+        name = (parent.instance.flow, parent.instance.id) if parent is not None else None
+        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self._flows[write.flow], name)
 
-    def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any]) -> Execution:
+    def spawn(
+        self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None
+    ) -> Execution:
         """The instance is resident and runs, from the next turn on."""
-        execution = Execution(self, self.payloads, flow, loaded)
+        execution = Execution(self, self.payloads, flow, loaded, parent)
         self.resident[execution.uid] = execution
         execution.loop.wake()
         return execution
@@ -348,8 +363,9 @@ class Scheduler:
                 self._gated.append(execution)
 
     def renewed(self) -> None:
-        """The lease holds again: steps that waited for that start."""
+        """The lease holds again: steps that waited for that start, and what is due is claimed."""
         self._open_gates()
+        self._changed.set()
 
     def holding_changed(self, *, holding: bool) -> None:
         """While the store takes no commits nothing is delivered."""
@@ -363,7 +379,7 @@ class Scheduler:
         execution = self.resident.get(uid) if isinstance(uid, bytes) else None
         if execution is None:
             return []
-        execution.stopped = execution.frozen = True
+        execution.stopped = True
         logger.error("%r is blocked: the store refuses its data: %s", execution, error)
         self._steps.cut_off(execution)
         self.blocked_count += 1
@@ -389,7 +405,7 @@ class Scheduler:
             return False
         if execution.due_at is not None and execution.due_at <= self.now():
             return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
-        execution.stopped = execution.frozen = True
+        execution.stopped = True
         release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken())
         self._suspending[uid] = release
         self._parked.pop(execution, None)
@@ -401,7 +417,7 @@ class Scheduler:
         execution = self.resident.get(uid)
         if execution is not None:
             logger.warning("%r is dropped: %s", execution, why)
-            execution.stopped = execution.frozen = True
+            execution.stopped = True
             self._forget(uid)
             self._waiters.look()
 
@@ -421,6 +437,8 @@ class Scheduler:
             self._changed.clear()
             wait = POLL_SECONDS
             try:
+                if self._unsure:
+                    await self._find_what_is_ours()
                 await self._read_wakeups()
                 thorough = self.now() >= thorough_at
                 if thorough:
@@ -431,17 +449,31 @@ class Scheduler:
                 if next_due is not None:
                     self._look_at(next_due)
                 self._sweep()
-            except StoreUnavailable as error:
-                logger.warning("work cannot be looked for now, tried again: %s", error)
-            except PerdureError as error:
-                logger.warning("work cannot be looked for: %s", error)
-            except Exception:
-                logger.exception("looking for work failed, tried again")
+            except Exception as error:
+                trace = None if isinstance(error, PerdureError) else error
+                logger.warning("work cannot be looked for now, tried again: %s", error, exc_info=trace)
+                wait = POLL_SECONDS if self._unsure else RETRY_SECONDS
+                self._unsure = True
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+    async def _find_what_is_ours(self) -> None:
+        """After a lost answer: what a claim may have given to this replica is here, and no message was overlooked."""
+        await self._read_inboxes(list(self.resident))
+        rows: list[Instance] = []
+        while True:
+            rows = await self._store.find(
+                flow=None, states=[State.RUNNING], since=None, after=rows[-1].uid if rows else None, limit=CLAIM
+            )
+            lost = [r for r in rows if r.owner == self._replica.id and r.uid not in self.resident]
+            before = [State.BLOCKED if r.reason is not None else State.SCHEDULED for r in lost]
+            await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
+            if len(rows) < CLAIM:
+                break
+        self._unsure = False
 
     def _look_at(self, when: float) -> None:
         """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
@@ -474,19 +506,29 @@ class Scheduler:
         if room <= 0 or self.holding or not self._replica.safe_to_start():
             return 0, None
         rows, next_due = await self._store.claim(
-            self._replica.id, self._replica_epoch(), flows=list(self._flows), now=self.now(), limit=min(room, CLAIM), thorough=thorough
+            self._replica.id, self._committer.epoch, flows=list(self._flows), now=self.now(), limit=min(room, CLAIM), thorough=thorough
         )
-        if rows:
-            before = {row.uid: row for row in rows}
-            for loaded in await self._store.load(list(before)):
-                if loaded.instance.uid not in self.resident:
-                    self._run_claimed(before[loaded.instance.uid], loaded)
+        await self._load(rows)
         return len(rows), next_due
 
-    def _replica_epoch(self) -> int:
-        return self._committer.epoch
+    async def _load(self, rows: Sequence[Instance]) -> None:
+        """These instances, which this replica owns and which stood so before, are in memory and run."""
+        if not rows:
+            return
+        before = {row.uid: row for row in rows}
+        found = await self._store.load(list(before))
+        parents = await self._names([loaded.instance.parent for loaded in found])
+        for loaded in found:
+            uid = loaded.instance.uid
+            if loaded.instance.owner == self._replica.id and uid not in self.resident:
+                self._run_claimed(before[uid], loaded, parents)
 
-    def _run_claimed(self, before: Instance, loaded: Loaded) -> None:
+    async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
+        """Flow and id of these instances, for `current().parent`."""
+        wanted = {uid for uid in uids if uid is not None}
+        return {row.uid: (row.flow, row.id) for row in await self._store.instances(list(wanted))} if wanted else {}
+
+    def _run_claimed(self, before: Instance, loaded: Loaded, parents: Mapping[bytes, tuple[str, str]]) -> None:
         flow = self._flows.get(before.flow)
         cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
         if cancel is not None and (flow is None or before.state is State.BLOCKED or not loaded.entries):
@@ -498,9 +540,10 @@ class Scheduler:
         if not loaded.entries:
             begun = self._begun(before.uid, before.run, before.flow, self.version_of(before.flow), self.now())
             number = self._committer.write(begun)
-            self.spawn(Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox), flow).gate = number
+            loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
+            self.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number
             return
-        self.spawn(loaded, flow)
+        self.spawn(loaded, flow, parents.get(before.parent or b""))
 
     def _cancel_without_code(self, instance: Instance, request: Message) -> None:
         self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self.now(), children=True))
@@ -548,7 +591,7 @@ class Scheduler:
         uid = execution.uid
         if uid in self._suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
             return
-        execution.stopped = execution.frozen = True
+        execution.stopped = True
         waiting = execution.waiting and not execution.completed
         state = State.SUSPENDED if waiting else State.SCHEDULED
         seen = execution.mailbox.untaken() if waiting else ()

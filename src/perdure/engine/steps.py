@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perdure import codec
 from perdure.api.current import StepCurrent
-from perdure.api.scope import scope
+from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
 from perdure.errors import DoesNotFit, NotEncodable, NotInFlow, PayloadTooLarge
 
@@ -91,7 +91,10 @@ class Attempt(StepCurrent):
             return
         op = self.op
         data = op.run.payloads.encode(progress, f"progress of {op.name}")
-        self.host.real.call_soon_threadsafe(self._keep_progress, data)
+        if running_loop() is self.host.real:
+            self._keep_progress(data)  # at once: the attempt may fail in this very turn
+        else:
+            self.host.real.call_soon_threadsafe(self._keep_progress, data)
 
     def _keep_progress(self, data: bytes) -> None:
         op = self.op
@@ -107,13 +110,6 @@ class Attempt(StepCurrent):
         if not codec.fits(value, returns):
             raise DoesNotFit(f"progress of {self.op.name}: a {type(value).__qualname__} is not a {returns}")
         return value
-
-    # -- running
-
-    async def call_plainly(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """A step called inside a step is a plain call."""
-        result = fn(*args, **kwargs)
-        return await result if isinstance(result, Awaitable) else result
 
 
 class StepRunner:

@@ -42,7 +42,7 @@ class Timers:
         self._number = itertools.count()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
-        self._unwatch = clock.on_move(lambda: real.call_soon_threadsafe(self._ring))
+        self._unwatch = clock.on_move(self._clock_moved)
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> None:
         """The callback is called when it is `when`, in a turn of the real loop."""
@@ -56,6 +56,9 @@ class Timers:
         self._heap.clear()
         if self._alarm is not None:
             self._alarm.cancel()
+
+    def _clock_moved(self) -> None:
+        self._real.call_soon_threadsafe(self._ring)
 
     def next_at(self) -> float | None:
         """When something is due next."""

@@ -9,6 +9,7 @@ from typing import Final, final
 from perdure.clock import Duration, seconds
 
 ErrorFilter = tuple[type[Exception], ...] | Callable[[Exception], bool]
+_EVERY: Final[tuple[type[Exception], ...]] = (Exception,)
 
 
 @final
@@ -31,7 +32,7 @@ class Retry:
         backoff: float = 2.0,
         maximum: Duration | None = None,
         jitter: float = 0.0,
-        retry_on: ErrorFilter = (Exception,),
+        retry_on: ErrorFilter = _EVERY,
         give_up_on: tuple[type[Exception], ...] = (),
     ) -> None:
         self.attempts: Final = attempts
@@ -39,7 +40,7 @@ class Retry:
         self.backoff: Final = backoff
         self.maximum: Final = None if maximum is None else seconds(maximum)
         self.jitter: Final = jitter
-        self.retry_on: Final = retry_on
+        self.retry_on: Final[ErrorFilter] = retry_on
         self.give_up_on: Final = give_up_on
         if attempts is not None and attempts < 1:
             raise ValueError(f"attempts={attempts}: at least 1 (the first one counts), or None for no end")
@@ -49,15 +50,14 @@ class Retry:
     @property
     def says_which(self) -> bool:
         """Whether `retry_on` was given, so that an at-most-once step may use it."""
-        return self.retry_on != (Exception,)
+        return self.retry_on is not _EVERY
 
     def accepts(self, error: BaseException) -> bool:
         """Whether this error is of a kind to try again."""
         if not isinstance(error, Exception) or isinstance(error, self.give_up_on):
             return False
-        if isinstance(self.retry_on, tuple):
-            return isinstance(error, self.retry_on)
-        return self.retry_on(error)
+        rule = self.retry_on
+        return rule(error) if callable(rule) else isinstance(error, rule)
 
     def delay(self, failed: int, error: BaseException, random: Callable[[], float]) -> float | None:
         """Seconds until the next attempt, after `failed` attempts the last of which raised `error`; None: give up."""

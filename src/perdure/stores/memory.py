@@ -97,7 +97,8 @@ class MemoryStore:
         self._lives: dict[bytes, _Life] = {}
         self._ids: dict[tuple[str, str], bytes] = {}
         self._early: dict[tuple[str, str], dict[bytes, Message]] = {}
-        self._wakeups: dict[bytes, None] = {}
+        self._wakeups: dict[bytes, float] = {}
+        """Since when each instance is called."""
         self._watches: dict[bytes, dict[bytes, Watch]] = {}
         """By target, then by the mid of the answer; kept until it is taken: a repeated finish tells it again."""
         self._asked: dict[bytes, bytes] = {}
@@ -323,15 +324,17 @@ class MemoryStore:
                 life.row = replace(row, owner=None, state=State.SUSPENDED)
             else:
                 life.row = replace(row, owner=None, state=State.SCHEDULED, due_at=now)
-            self._freed(life)
+            self._freed(life, now)
 
-    def _freed(self, life: _Life) -> None:
+    def _freed(self, life: _Life, now: float) -> None:
         """The instance, which nobody owns now, is found by the next claim if it has cause to go on."""
         row = life.row
         if row.due_at is not None:
             heapq.heappush(self._due.setdefault(row.flow, []), (row.due_at, row.uid))
         if life.unseen(None if row.state is State.SUSPENDED else MessageKind.CANCEL):
-            self._wakeups[row.uid] = None
+            self._wakeups.setdefault(row.uid, now)
+        elif row.state is not State.SUSPENDED:
+            self._wakeups.pop(row.uid, None)
 
     def _create(self, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
         refused: set[bytes] = set()
@@ -378,7 +381,7 @@ class MemoryStore:
         for message in self._early.pop((create.flow, create.id), {}).values():
             life.put(message)
         if not create.owned:
-            self._freed(life)
+            self._freed(life, batch.now)
 
     def _small_things(self, fold: Folded) -> None:
         lives = self._lives
@@ -417,7 +420,7 @@ class MemoryStore:
             case Release():
                 life.row = _released(life.row, image, batch.now)
                 life.seen.update(mid for mid in image.seen if mid in life.inbox)
-                self._freed(life)
+                self._freed(life, batch.now)
         return None
 
     def _watch(self, batch: Batch, watch: Watch | Unwatch) -> Answer:
@@ -433,6 +436,7 @@ class MemoryStore:
             return self._answer(batch, watch, "already-started", None)
         if row.state.ended:
             return self._answer(batch, watch, row.state.value, row.outcome)
+        self._unwatch(mid)
         self._watches.setdefault(row.uid, {})[mid] = watch
         self._asked[mid] = row.uid
         self._asker.setdefault(watch.asker, set()).add(mid)
@@ -474,11 +478,11 @@ class MemoryStore:
         if uid is not None or send.message.kind != MessageKind.MESSAGE:
             return self._deliver(batch, self._lives.get(uid) if uid else None, send.message)
         waiting = self._early.setdefault((send.flow, send.id), {})
-        key = send.message.key
-        if key is not None and any(m.key == key and m.mid != send.message.mid for m in waiting.values()):
-            return Sent(None, None, send.message, new=False)
-        waiting.setdefault(send.message.mid, send.message)
-        return Sent(None, None, send.message, new=True)
+        mid, key = send.message.mid, send.message.key
+        new = mid in waiting or key is None or all(m.key != key for m in waiting.values())
+        if new:
+            waiting.setdefault(mid, send.message)
+        return Sent(None, None, send.message, new)
 
     def _deliver(self, batch: Batch, life: _Life | None, message: Message) -> Sent:
         """The message is in the inbox, and who must know and does not learn it by this answer is woken."""
@@ -490,7 +494,7 @@ class MemoryStore:
         new = life.put(message)
         mine = row.owner is not None and row.owner == batch.replica
         if new and not mine and message.mid in life.inbox and _wakes(row, message.kind):
-            self._wakeups[row.uid] = None
+            self._wakeups.setdefault(row.uid, batch.now)
         return Sent(row.uid, row.owner, message, new)
 
     # -- claiming; the lock is held
@@ -517,15 +521,16 @@ class MemoryStore:
                 heap = self._due_heap(flow)
             for item in kept:
                 heapq.heappush(heap, item)
-        for uid in self._wakeups:
+        for uid, at in self._wakeups.items():
             life = self._lives[uid]
             if life.row.owner is None and _claimable(life, flows):
-                found.setdefault(uid, now)
+                found[uid] = min(at, found.get(uid, at))
         if thorough:
             for uid, life in self._lives.items():
                 row = life.row
                 if row.owner is None and row.state is State.SUSPENDED and row.flow in flows and life.unseen():
-                    found.setdefault(uid, now)
+                    at = min(m.sent_at for m in life.inbox.values() if m.mid not in life.seen)
+                    found[uid] = min(at, found.get(uid, at))
         return sorted(found, key=lambda uid: (found[uid], uid))[:limit]
 
 
@@ -545,7 +550,7 @@ def _done_before(row: Instance, image: Image) -> bool:
     """Whether the row stands as the image, sent before, would have left it."""
     match image:
         case Finish():
-            return row.state is image.state and row.outcome == image.outcome and row.ended_at == image.at
+            return row.state is image.state and row.ended_at == image.at
         case Release():
             return row.owner is None and row.state is image.state
         case Update():

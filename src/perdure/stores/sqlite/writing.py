@@ -52,8 +52,8 @@ EARLY_FOR: Final = Bulk(
     3,
 )
 ADOPT: Final = (
-    f"insert into inbox(uid, open, {MESSAGE}) select ?, 1, {MESSAGE} from early where flow = ? and id = ? order by rowid"
-    " on conflict do nothing"
+    f"insert into inbox(uid, open, {MESSAGE}) select ?, 1, {MESSAGE} from early where flow = ? and id = ?"
+    " order by rowid on conflict do nothing"
 )
 ADOPTED: Final = "delete from early where flow = ? and id = ?"
 UNTAKEN: Final = f"select {MESSAGE} from inbox where uid = ? and open > 0 order by rowid"
@@ -119,7 +119,9 @@ WATCHED: Final = Bulk(
     " join instance i on i.flow = v.column2 and i.id = v.column3",
     3,
 )
-WATCH: Final = insert("watch", "mid,asker,run,key,target", "on conflict do nothing")
+WATCH: Final = insert(
+    "watch", "mid,asker,run,key,target", "on conflict(mid) do update set target = excluded.target"
+)
 UNASKED: Final = keyed("delete from watch where asker in ({rows})")
 WATCHERS: Final = keyed(
     "select json_group_array(json_array(hex(target), hex(asker), run, key)) from"

@@ -1,0 +1,67 @@
+"""What the engine tells about instances and about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import final
+
+from perdure.clock import to_datetime
+from perdure.model.records import Instance, State
+
+
+def shown(row: Instance) -> State:
+    """The state as people see it: a parked instance is suspended, whoever holds it."""
+    return State.SUSPENDED if row.state is State.RUNNING and row.waiting else row.state
+
+
+@final
+class Info:
+    """One instance as `find` lists it."""
+
+    __slots__ = ("created_at", "due_at", "flow", "id", "reason", "state")
+
+    def __init__(self, row: Instance) -> None:
+        self.flow = row.flow
+        self.id = row.id
+        self.state = shown(row)
+        self.due_at = None if row.due_at is None else to_datetime(row.due_at)
+        self.created_at = to_datetime(row.created_at)
+        self.reason = row.reason
+
+    def __repr__(self) -> str:
+        return f"<{self.flow} {self.id!r} {self.state.value}{': ' + self.reason if self.reason else ''}>"
+
+
+@final
+class Health:
+    """What `health()` saw; it raises `StoreUnavailable` or `LeaseLost` when flows cannot go on."""
+
+    __slots__ = ("blocked", "hung", "lease_left", "loop_lag", "parked", "paused", "replica", "running")
+
+    def __init__(
+        self,
+        *,
+        replica: str,
+        lease_left: timedelta,
+        paused: str | None,
+        loop_lag: timedelta,
+        running: int,
+        parked: int,
+        blocked: int,
+        hung: Sequence[int],
+    ) -> None:
+        self.replica = replica
+        self.lease_left = lease_left
+        self.paused = paused
+        """Why nothing is claimed now: "disk full", "store away"; None: nothing is wrong."""
+        self.loop_lag = loop_lag
+        self.running = running
+        self.parked = parked
+        self.blocked = blocked
+        """Instances that this engine has set aside since it started."""
+        self.hung = hung
+        """Processes that hold the database and do not go on; `kill_hung=True` would end them."""
+
+    def __repr__(self) -> str:
+        return "<health " + " ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ">"

@@ -1,0 +1,237 @@
+"""The part of an engine that a lost lease replaces: replica, committer and scheduler, joined anew under a new id.
+
+It puts them together, passes on what they tell, and watches the other replicas. A client has a committer only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from perdure.api.flow import FlowFunction
+from perdure.api.info import shown
+from perdure.engine.committer import Committer
+from perdure.engine.payloads import Payloads
+from perdure.engine.replica import Replica
+from perdure.engine.scheduler import Scheduler, Settings
+from perdure.engine.timers import EngineTime, Timers
+from perdure.engine.waiters import Waiters
+from perdure.errors import InstanceNotFound, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
+from perdure.model.writes import Answer, Write
+from perdure.stores.contract import Store
+
+logger = logging.getLogger("perdure")
+
+REAP_SECONDS: Final = 0.25
+"""So often the other replicas are looked at."""
+JOIN_AGAIN_SECONDS: Final = 0.5
+
+
+class Membership:
+    """See the module. One per engine, from its start to its end."""
+
+    def __init__(
+        self, store: Store, payloads: Payloads, flows: Mapping[str, FlowFunction[..., Any]], settings: Settings
+    ) -> None:
+        self.real = asyncio.get_running_loop()
+        self.time = EngineTime(store.system.clock)
+        self.now = self.time.now
+        self.waiters = Waiters(store, self.is_resident)
+        self.committer = Committer(store, self, self.real)
+        self.replica: Replica | None = None
+        self.scheduler: Scheduler | None = None
+        self.paused: str | None = None
+        """Why the store takes no writes now."""
+        self.hung: tuple[int, ...] = ()
+        """Processes that hold the database and do not go on."""
+        self.lost_error: LeaseLost | None = None
+        """The lease was lost, and joining again has not succeeded yet."""
+        self._store = store
+        self._payloads = payloads
+        self._flows = flows
+        self._settings = settings
+        self._timers = Timers(self.now, self.real, store.system.clock)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def execute(self) -> None:
+        """A member of the store that runs flows; joins again whenever the lease is lost."""
+        await self._join()
+        self._spawn(self._reap_always())
+
+    async def _join(self) -> None:
+        settings = self._settings
+        replica = Replica(
+            self._store, self, self.time, lease=settings.lease, stall_limit=settings.stall_limit, running=self._blocking
+        )
+        await replica.join()
+        committer = Committer(self._store, self, self.real, replica.id, replica.epoch)
+        self.replica, self.committer, self.lost_error = replica, committer, None
+        await self._reap()
+        self.scheduler = Scheduler(
+            self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings, self.now,
+            self._read,
+        )  # fmt: skip
+        self.scheduler.start()
+
+    def _blocking(self) -> str:
+        return self.scheduler.blocking_step() if self.scheduler is not None else ""
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.Task(work, loop=self.real)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def is_resident(self, uid: bytes) -> bool:
+        """Whether the instance is in this engine's memory."""
+        return self.scheduler is not None and uid in self.scheduler.resident
+
+    async def close(self, drain: float, error: PerdureError) -> None:
+        """Running steps had up to `drain` seconds, everything is written and nobody's; who still waits gets the error."""
+        if self.scheduler is not None and self.replica is not None and not self.replica.gone:
+            await self.scheduler.drain(drain)
+        if self.paused is None:
+            await self.committer.drained()
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.committer.stop(error)
+        self.waiters.close(error)
+        self._timers.close()
+        if self.scheduler is not None:
+            self.scheduler.close()
+        if self.replica is not None:
+            await self.replica.stop()
+            if not self.replica.gone:
+                try:
+                    await self._store.leave(self.replica.id)
+                except StoreUnavailable as away:
+                    logger.warning("the store is away; others take over when the lease is over: %s", away)
+
+    # ------------------------------------------------------------ what committer, replica and store tell
+
+    def large_bytes(self) -> int:
+        """See `CommitterHost`."""
+        large, self._payloads.large = self._payloads.large, 0
+        return large
+
+    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+        """See `CommitterHost`."""
+        if self.scheduler is not None:
+            self.scheduler.committed(writes, answers)
+
+    def holding_changed(self, reason: str | None) -> None:
+        """See `CommitterHost`."""
+        if reason != self.paused:
+            if reason is None:
+                logger.info("the store takes writes again")
+            else:
+                logger.warning("paused: %s", reason)
+        self.paused = reason
+        if self.scheduler is not None:
+            self.scheduler.holding_changed(holding=reason is not None)
+
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
+        """See `CommitterHost`."""
+        return self.scheduler.refused(writes, error) if self.scheduler is not None else []
+
+    def renewed(self) -> None:
+        """See `ReplicaHost`."""
+        if self.scheduler is not None:
+            self.scheduler.renewed()
+
+    def changed_elsewhere(self) -> None:
+        """Somebody else wrote to the store. Called from any thread."""
+        try:
+            self.real.call_soon_threadsafe(self._look_elsewhere)
+        except RuntimeError:  # the loop is closed
+            return
+
+    def _look_elsewhere(self) -> None:
+        if not self._closed:
+            if self.scheduler is not None:
+                self.scheduler.notice()
+            self.waiters.look()
+
+    # ------------------------------------------------------------ a lost lease
+
+    def lost(self, error: LeaseLost) -> None:
+        """See `ReplicaHost` and `CommitterHost`: everything here is dropped, and the engine joins again under a new id."""
+        if self.lost_error is not None or self._closed or self.replica is None:
+            return
+        logger.error("the lease was lost; all flows of this replica are dropped here and it joins again: %s", error)
+        self.lost_error = error
+        self.replica.gone = True
+        self.committer.halt()
+        steps = self.scheduler.abandon() if self.scheduler is not None else []
+        self._spawn(self._join_again(self.committer, steps, self.replica, self.scheduler))
+
+    async def _join_again(
+        self,
+        committer: Committer,
+        steps: list[asyncio.Task[None]],
+        old: Replica,
+        scheduler: Scheduler | None,
+    ) -> None:
+        if steps:
+            await asyncio.wait(steps, timeout=self._settings.stall_limit)
+        await old.stop()
+        if scheduler is not None:
+            scheduler.close()
+        while True:
+            try:
+                await self._store.leave(old.id)  # nothing is left there if it was taken over
+                await self._join()
+                break
+            except StoreUnavailable as error:
+                logger.warning("joining again is tried until it succeeds: %s", error)
+                await asyncio.sleep(JOIN_AGAIN_SECONDS)
+        for write, told in committer.take_outside():  # what outsiders asked for needs no lease: it is made good under the new id
+            self.committer.write_and_tell(write, told)
+
+    # ------------------------------------------------------------ the others
+
+    async def _reap_always(self) -> None:
+        while True:
+            await asyncio.sleep(REAP_SECONDS)
+            if self.lost_error is None:
+                await self._reap()
+
+    async def _reap(self) -> None:
+        assert self.replica is not None  # noqa: S101
+        try:
+            reaped = await self._store.reap(self.replica.id, kill_hung=self._settings.kill_hung)
+        except StoreUnavailable as error:
+            logger.debug("other replicas cannot be looked at now: %s", error)
+            return
+        except Exception:
+            logger.exception("looking at other replicas failed, tried again")
+            return
+        if reaped.taken:
+            logger.warning("took over the instances of %s", ", ".join(reaped.taken))
+            self._look_elsewhere()
+        self._name_hung([(h.pid, h.replica) for h in reaped.hung])
+
+    def _name_hung(self, found: Sequence[tuple[int, str]]) -> None:
+        for pid, replica in found:
+            if pid not in self.hung:
+                logger.error(
+                    "process %d (replica %s) hangs and holds the database: nobody can write until it goes on or is killed "
+                    "(kill_hung=True would do that)",
+                    pid,
+                    replica,
+                )
+        self.hung = tuple(pid for pid, _ in found)
+
+    async def _read(self, what: str, flow: str, id: str, key: str | None) -> Any:
+        """What the store knows of another instance, for a flow that journals it."""
+        row = await self._store.instance(flow, id)
+        if row is None:
+            raise InstanceNotFound(flow, id)
+        if what == "state":
+            return shown(row)
+        values = await self._store.exposed(row.uid)
+        return {k: self._payloads.decode(v) for k, v in values.items() if key is None or k == key}

@@ -1,0 +1,158 @@
+"""What the file and the ledger say, read without the engine, and what must hold after any crash."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+MAYBE = "maybe "
+"""Effects of steps that the flow cancels: they may happen or not."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A database and a ledger at one moment. Operations are named (uid of the instance, run, key)."""
+
+    instances: dict[str, tuple[str, str]]
+    """By uid: id and state."""
+    entries: list[tuple[str, int, int, str, str, str, bool]]
+    """uid, run, seq, key, kind, name, failed; by seq."""
+    pending: dict[str, tuple[bool, int]]
+    """By idempotency key: whether an at-most-once attempt may have begun, and how many attempts have failed."""
+    left: dict[str, int]
+    """Rows that nobody needs once everything has ended."""
+    effects: Counter[str]
+    """By idempotency key: how often."""
+    labels: dict[str, str]
+
+    @property
+    def recorded(self) -> set[str]:
+        """The idempotency keys of all steps in the journals."""
+        return {f"{uid}.{run}.{key}" for uid, run, _, key, kind, _, _ in self.entries if kind == "step"}
+
+    def journal(self) -> list[tuple[str, ...]]:
+        """What the journals hold, in an order that does not depend on which of several parallel steps ended first."""
+        ids = {uid: id for uid, (id, _) in self.instances.items()}
+        return sorted(
+            (stable(ids[uid]), key, kind, name, str(failed)) for uid, _, _, key, kind, name, failed in self.entries
+        )
+
+    def done(self) -> Counter[str]:
+        """How often each effect happened, by label."""
+        done: Counter[str] = Counter()
+        for key, count in self.effects.items():
+            done[self.labels[key]] += count
+        return done
+
+
+def stable(id: str) -> str:
+    """The id; one that is made of its parent's uid without that."""
+    head, dot, rest = id.partition(".")
+    return f"child{dot}{rest}" if dot else head
+
+
+def see(folder: Path) -> Seen:
+    """What the folder holds now; nothing of it is changed."""
+    path = folder / "flows.db"
+    effects: Counter[str] = Counter()
+    labels: dict[str, str] = {}
+    ledger = folder / "ledger"
+    for line in ledger.read_text().splitlines() if ledger.exists() else ():
+        label, _, key = line.rpartition(" ")
+        effects[key] += 1
+        labels[key] = label
+    if not path.exists() or not _has_tables(path):
+        return Seen({}, [], {}, {}, effects, labels)
+    db = _connect(path)
+    try:
+        instances = {u: (id, s) for u, id, s in _rows(db, "select lower(hex(uid)), id, state from instance")}
+        entries = [
+            (*row[:6], bool(row[6]))
+            for row in _rows(db, "select lower(hex(uid)), run, seq, key, kind, name, failed from entry order by uid, run, seq")
+        ]
+        pending = {
+            f"{uid}.{run}.{key}": (bool(intent), attempt)
+            for uid, run, key, intent, attempt in _rows(db, "select lower(hex(uid)), run, key, intent, attempt from pending")
+        }
+        left = {t: _rows(db, f"select count(*) from {t}")[0][0] for t in ("pending", "wakeup", "watch", "fence", "early")}
+    finally:
+        db.close()
+    return Seen(instances, entries, pending, left, effects, labels)
+
+
+def _connect(path: Path) -> apsw.Connection:
+    db = apsw.Connection(str(path))
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # what the killed process left is left as it is
+    return db
+
+
+def _has_tables(path: Path) -> bool:
+    db = _connect(path)
+    try:
+        return bool(_rows(db, "select 1 from sqlite_schema where name = 'instance'"))
+    finally:
+        db.close()
+
+
+def _rows(db: apsw.Connection, text: str) -> Sequence[tuple[Any, ...]]:
+    return db.execute(text).fetchall()
+
+
+def check_end(seen: Seen, plain: Seen, *, same_journal: bool) -> None:
+    """Everything has ended as in the run without a crash, and nothing is left over."""
+    assert _ends(seen) == _ends(plain)
+    seqs: dict[tuple[str, int], list[int]] = {}
+    keys: Counter[tuple[str, int, str]] = Counter()
+    for uid, run, seq, key, _, _, _ in seen.entries:
+        seqs.setdefault((uid, run), []).append(seq)
+        if key:
+            keys[uid, run, key] += 1
+    assert all(found == list(range(len(found))) for found in seqs.values()), f"gaps in a journal: {seqs}"
+    assert not [key for key, count in keys.items() if count > 1], "an operation is recorded twice"
+    if same_journal:
+        assert seen.journal() == plain.journal()
+    assert not any(seen.left.values()), f"rows are left over: {seen.left}"
+
+
+def _ends(seen: Seen) -> list[tuple[str, str]]:
+    return sorted((stable(id), state) for id, state in seen.instances.values())
+
+
+def check_effects(at_crash: Sequence[Seen], end: Seen, plain: Seen) -> None:
+    """No recorded step ran again after a crash; the others ran as often as their policy says."""
+    usual = plain.done()
+    shared = Counter(plain.labels[key] for key in plain.effects)  # keys per label
+    before = at_crash[0]
+    for crash in at_crash[1:]:
+        _check_one_life(before, crash, usual, shared, ended=False)
+        before = crash
+    _check_one_life(before, end, usual, shared, ended=True)
+
+
+def _check_one_life(before: Seen, after: Seen, usual: Counter[str], shared: Counter[str], *, ended: bool) -> None:
+    """The life of a process that found `before` and left `after`."""
+    recorded = before.recorded
+    for key, count in after.effects.items():
+        label = after.labels[key]
+        ran = count - before.effects[key]
+        intent, failures = before.pending.get(key, (False, 0))
+        if key in recorded:
+            assert ran == 0, f"{label} was recorded and ran {ran} times more"
+        elif intent:
+            assert ran == 0, f"{label} is at most once, had begun, and ran again"
+        elif label.startswith(MAYBE):
+            assert ran <= 1, f"{label} ran {ran} times in one life"
+        else:
+            whole = usual[label] // shared[label] - failures
+            assert ran == whole if ended else ran <= whole, f"{label} ran {ran} times after the crash, {whole} attempts were left"
+    if ended:
+        begun = {key for key, (intent, _) in before.pending.items() if intent}
+        failed = {f"{uid}.{run}.{key}" for uid, run, _, key, _, _, failed in after.entries if failed}
+        assert begun <= failed, "an at-most-once step had begun and did not end in OutcomeUnknown"
+        missing = {label for label in usual if not label.startswith(MAYBE)} - set(after.labels.values())
+        assert len(missing) <= len(begun), f"these never happened: {missing}"

@@ -1,0 +1,377 @@
+"""One instance on a host that is all chance from one seed: commits, completions, timers and messages come in any order.
+
+No real loop, thread or time is involved: whatever happens is one event of `Simulation.step`. What was written can be cut
+anywhere, and another simulation, in another process, goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import msgspec
+
+from perdure import codec
+from perdure.api.scope import scope
+from perdure.engine.execution import Execution
+from perdure.engine.loop import FlowLoop
+from perdure.engine.operations import ASKED, ReadOp, StepOp
+from perdure.engine.payloads import Payloads
+from perdure.errors import PerdureError
+from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, Pending, State
+from perdure.model.writes import Create, Finish, PendingDrop, PendingPut, Send, Take, Unwatch, Watch, Write
+from perdure.stores.contract import answer_mid
+from tests.property.programs import Failure, Ping, Text, program, traces
+
+START = 1_750_000_000.0
+EVENTS = 4_000
+"""A program that has not ended after so many events is looked at as it is."""
+
+
+class Saved(msgspec.Struct):
+    """What a store would hold, and what is still to come from outside."""
+
+    uid: bytes
+    arguments: bytes
+    clock: float
+    entries: list[Entry] = []
+    pending: list[Pending] = []
+    inbox: list[Message] = []
+    children: dict[str, tuple[bytes, bool]] = {}
+    """By id: arguments of the instances that were started, and whether they were cancelled."""
+    watched: dict[str, tuple[int, str]] = {}
+    """By the key that asks: the run and the id that is waited for."""
+
+
+class Attempt:
+    """What `current()` is inside a simulated step."""
+
+    cancelled = False
+
+    def __init__(self, op: StepOp) -> None:
+        self.step = op.name
+        self.attempt = op.failures + 1
+
+
+class Watched(Execution):
+    """Notes how things stand when the journal is used up: how long the trace is, and what was asked for."""
+
+    __slots__ = ("at_live",)
+    at_live: Any
+
+    def _go_live(self) -> bool:
+        before = [len(traces.get(self.instance.id, ())), self.asked_keys]
+        if not super()._go_live():
+            return False
+        self.at_live = before
+        return True
+
+    @property
+    def asked_keys(self) -> list[str]:
+        return [key for key, op in self.ops.items() if op.state == ASKED]
+
+
+class Simulation:
+    """See the module; it is the execution's host, and its own real loop."""
+
+    def __init__(self, saved: Saved, plan: dict[str, Any]) -> None:
+        self.saved = saved
+        self.chance = random.Random(plan["seed"])
+        self.planned: list[list[Any]] = plan["messages"]
+        self.to_send = list(self.planned)
+        self.cancel_after: int | None = plan["cancel_after"]
+        self.real = self
+        self.base_context = Context()
+        self.durable = 0
+        self.holding = False
+        self.clock = saved.clock
+        self.writes: list[Write] = []
+        self.marks: list[list[Any]] = []
+        """At each entry: its place in the writes, how long the trace was then, and what was asked for."""
+        self.boundaries: set[int] = set()
+        """Where a batch may end: after an event, and before each entry."""
+        self.sent: list[tuple[int, Message]] = []
+        """What came into the inbox here, and after how many writes."""
+        self.state: str | None = None
+        self.result: Any = None
+        self.started: list[str] = []
+        self.trace: list[Any] = []
+        self.problem = ""
+        self._callbacks: list[Callable[[], object]] = []
+        self._gated = False
+        self._running: list[StepOp | ReadOp] = []
+        self._cancelling: list[StepOp] = []
+        self._alarms: list[float] = []
+        self._answers: list[tuple[int, str, str, bool]] = []
+        self._uids = int.from_bytes(saved.uid[:4], "big") * 1_000_000 + int(self.chance.random() * 1e5) * 10
+        self.children = dict(saved.children)
+        for key, (number, id) in saved.watched.items():
+            self._answers.append((number, key, id, False))
+        instance = Instance(
+            saved.uid, 0, program.name, "one", State.RUNNING, "me", False, None, saved.arguments, b"", None, None, None, "", START, None
+        )
+        traces.pop("one", None)
+        loaded = Loaded(instance, list(saved.entries), list(saved.pending), list(saved.inbox))
+        self.execution = Watched(self, Payloads(None, 1 << 20), program, loaded)  # type: ignore[arg-type]
+        self.execution.at_live = None
+        self.execution.loop.wake()
+
+    # -- the real loop
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self._callbacks.append(callback)
+
+    # -- the host
+
+    def schedule(self, loop: FlowLoop, /) -> None:
+        self._callbacks.append(loop.run)
+
+    def now(self) -> float:
+        return self.clock
+
+    def write(self, write: Write, /) -> int:
+        if isinstance(write, Entry):
+            asked = self.execution.asked_keys
+            self.boundaries.add(len(self.writes))
+            self.marks.append([len(self.writes), len(traces.get("one", ())), asked, write.key])
+        self.writes.append(write)
+        return len(self.writes)
+
+    def gate(self, execution: Execution) -> None:
+        self._gated = True
+        self._open()
+
+    def _open(self) -> None:
+        execution = self.execution
+        if self._gated and self.durable >= execution.gate:
+            self._gated = False
+            execution.gated = False
+            execution.gate_open()
+
+    def start_step(self, op: StepOp | ReadOp) -> None:
+        self.started.append(op.name)
+        if isinstance(op, StepOp):
+            op.running = Attempt(op)
+            op.started_at = self.clock
+        self._running.append(op)
+
+    def cancel_step(self, op: StepOp) -> None:
+        if op in self._running:
+            self._running.remove(op)
+            self._cancelling.append(op)
+
+    def arm(self, execution: Execution, when: float) -> None:
+        heapq.heappush(self._alarms, when)
+
+    def settled(self, execution: Execution) -> None: ...
+
+    def finished(self, execution: Execution, finish: Finish) -> None:
+        self.state = finish.state.value
+        if finish.outcome is not None and finish.state is State.SUCCEEDED:
+            self.result = repr(codec.decode(finish.outcome))
+        elif finish.outcome is not None and finish.state is State.FAILED:
+            self.result = type(codec.decode_error(finish.outcome)).__name__
+        self.writes.append(finish)
+
+    def blocked(self, execution: Execution, error: BaseException) -> None:
+        self.state = f"blocked: {type(error).__name__}"
+        self.problem = str(error)
+
+    def random(self) -> float:
+        return 0.0
+
+    def new_uid(self) -> bytes:
+        self._uids += 1
+        return self._uids.to_bytes(16, "big")
+
+    def new_instance(self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None) -> Create:
+        return Create(uid, flow, id, arguments, digest, parent, False, self.clock, "", self.clock, None)
+
+    def default_retry(self) -> None:
+        return None
+
+    # -- the world
+
+    def possible(self) -> list[tuple[int, Callable[[], object]]]:
+        """What may happen next, with weights."""
+        found: list[tuple[int, Callable[[], object]]] = []
+        if self._callbacks:
+            found.append((12, self.turn))
+        if self.durable < len(self.writes):
+            found.append((6, self.commit))
+        if self._running:
+            found.append((6, self.end_a_step))
+        if self._cancelling:
+            found.append((3, lambda: self.execution.step_gone(self._cancelling.pop(0))))
+        if self._alarms:
+            found.append((3, self.ring))
+        if self._answers:
+            found.append((3, self.answer))
+        if self.to_send:
+            found.append((2, self.deliver))
+        return found
+
+    def turn(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+        asyncio._set_running_loop(None)
+
+    def commit(self) -> None:
+        fresh = self.writes[self.durable :]
+        self.durable = len(self.writes)
+        for write in fresh:
+            if isinstance(write, Create):
+                self.children[write.id] = (write.arguments, False)
+            elif isinstance(write, Watch):
+                self._answers.append((write.run, write.key, write.id, False))
+            elif isinstance(write, Unwatch):
+                self._answers = [a for a in self._answers if a[1] != write.key]
+        self._open()
+
+    def end_a_step(self) -> None:
+        op = self._running.pop(self.chance.randrange(len(self._running)))
+        if not isinstance(op, StepOp):
+            return
+        run = self.execution
+        args, kwargs = run.payloads.copies(op.arguments or b"", op.args, op.kwargs, op.opaque)
+        context = op.context.copy()
+        context.run(scope.set, op.running)
+        try:
+            value = context.run(op.spec.fn, *args, **kwargs)
+            if op.spec.is_async:
+                value = _at_once(context, value)
+            data, copy = run.payloads.round_trip(value, op.name)
+        except Exception as error:  # noqa: BLE001  every outcome is told
+            run.step_failed(op, error)
+        else:
+            run.step_done(op, data, copy)
+
+    def ring(self) -> None:
+        self.clock = max(self.clock, heapq.heappop(self._alarms))
+        self.execution.fire(self.clock)
+
+    def answer(self) -> None:
+        number, key, id, _ = self._answers.pop(self.chance.randrange(len(self._answers)))
+        row = self.children.get(id)
+        if row is None:
+            kind, body, failed = "not-found", None, True
+        else:
+            label, fails = codec.decode(row[0])
+            failed = fails > 0
+            kind = State.FAILED.value if failed else State.SUCCEEDED.value
+            body = codec.encode_error(Failure(label)) if failed else codec.encode(f"{label}=child")
+        mid = answer_mid(self.saved.uid, number, key)
+        self._come(Message(mid, MessageKind.ANSWER, key, None, kind, body, failed, number, self.clock))
+
+    def deliver(self) -> None:
+        kind, value, name = self.to_send.pop(0)
+        body = codec.encode(Ping(value) if kind == "ping" else Text(str(value)))
+        self._come(Message(self.new_uid(), MessageKind.MESSAGE, None, name, kind, body, False, -1, self.clock))
+
+    def cancel(self) -> None:
+        """The instance is asked to end."""
+        self._come(Message(self.new_uid(), MessageKind.CANCEL, None, None, MessageKind.CANCEL, None, False, -1, self.clock))
+
+    def _come(self, message: Message) -> None:
+        self.sent.append((len(self.writes), message))
+        self.execution.mailbox.admit(message)
+
+    def run(self) -> None:
+        """Events happen until the instance has ended or nothing can happen any more."""
+        for number in range(EVENTS):
+            if self.state is not None:
+                break
+            if number == self.cancel_after:
+                self.cancel()
+            events = self.possible()
+            if not events:
+                break
+            self.chance.choices([e for _, e in events], [w for w, _ in events])[0]()
+            self.boundaries.add(len(self.writes))
+        self.end()
+
+    def replay_only(self) -> None:
+        """The journal is replayed, and nothing else happens."""
+        while self._callbacks and self.state is None:
+            self.turn()
+        self.end()
+
+    def end(self) -> None:
+        """The execution is unloaded; the trace is as it was before."""
+        self.trace = list(traces.get("one", ()))
+        self.execution.unload()
+
+    # -- cutting
+
+    def cut(self, n: int) -> Saved:
+        """What a store holds if only the first `n` writes are durable."""
+        old = self.saved
+        entries = {e.seq: e for e in old.entries}
+        pending = {p.key: p for p in old.pending}
+        children, watched = dict(old.children), dict(old.watched)
+        came = [*old.inbox, *(m for at, m in self.sent if at <= n)]
+        taken: set[bytes] = set()
+        for write in self.writes[:n]:
+            match write:
+                case Entry():
+                    entries[write.seq] = write
+                case PendingPut():
+                    pending[write.pending.key] = write.pending
+                case PendingDrop():
+                    pending.pop(write.key, None)
+                case Take():
+                    taken.add(write.mid)
+                case Create():
+                    children[write.id] = (write.arguments, False)
+                case Watch():
+                    watched[write.key] = (write.run, write.id)
+                case Unwatch():
+                    watched.pop(write.key, None)
+                case _:
+                    pass
+        inbox = [m for m in came if m.mid not in taken]
+        answered = {m.key for m in came if m.kind == MessageKind.ANSWER}
+        watched = {k: v for k, v in watched.items() if k not in answered}
+        journal = [entries[seq] for seq in sorted(entries)]
+        clock = max(old.clock, journal[-1].at)
+        return Saved(old.uid, old.arguments, clock, journal, list(pending.values()), inbox, children, watched)
+
+    def plan_left(self, n: int) -> list[list[Any]]:
+        """The messages that had not come when the first `n` writes were made."""
+        came = sum(1 for at, m in self.sent if at <= n and m.kind == MessageKind.MESSAGE)
+        return self.planned[came:]
+
+    def report(self) -> dict[str, Any]:
+        """How it ended."""
+        return {
+            "state": self.state,
+            "result": self.result,
+            "problem": self.problem,
+            "trace": self.trace,
+            "started": self.started,
+            "at_live": self.execution.at_live,
+            "clock": self.clock,
+        }
+
+
+def _at_once(context: Context, coroutine: Any) -> Any:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    raise PerdureError("a simulated step must not wait")
+
+
+def fresh(node: Any, uid: bytes) -> Saved:
+    """A new instance that runs the program."""
+    begun = Entry(uid, 0, 0, "", Kind.BEGUN, program.name, None, b"", False, None, 0, START, START)
+    return Saved(uid, codec.encode([node]), START, [begun])
+
+
+__all__ = ["Saved", "Send", "Simulation", "fresh"]
