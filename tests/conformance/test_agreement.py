@@ -89,12 +89,12 @@ def script(chance: random.Random) -> list[Action]:
         verb = chance.choices(["commit", "again", "claim", "wakeups", "later", "leave"], [50, 10, 12, 8, 3, 1])[0]
         by = "b" if verb == "leave" else chance.choice("ab")
         batch = [write(chance) for _ in range(chance.randint(1, 6))]
-        actions.append((verb, by, batch, chance.random() < 0.3, chance.randint(1, 9)))
+        actions.append((verb, by, batch, chance.random() < 0.3))
     return actions
 
 
 async def act(kit: Kit, action: Action, last: dict[str, list[Write]]) -> object:
-    verb, by, batch, thorough, limit = action
+    verb, by, batch, thorough = action
     try:
         match verb:
             case "commit":
@@ -103,10 +103,10 @@ async def act(kit: Kit, action: Action, last: dict[str, list[Write]]) -> object:
             case "again":
                 return await kit.commit(*last.get(by, []), by=by)
             case "claim":
-                now = kit.clock.now
-                return await kit.store.claim(
-                    by, kit.epochs[by], flows=["f"], now=now, limit=limit, thorough=thorough
-                )  # fmt: skip
+                rows, due_at = await kit.store.claim(
+                    by, kit.epochs[by], flows=["f"], now=kit.clock.now, limit=100, thorough=thorough
+                )
+                return sorted(rows, key=lambda row: row.uid), due_at  # the order among equals is not promised
             case "wakeups":
                 return sorted(await kit.store.wakeups(by))
             case "later":

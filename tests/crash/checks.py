@@ -24,6 +24,8 @@ class Seen:
     """uid, run, seq, key, kind, name, failed; by seq."""
     pending: dict[str, tuple[bool, int]]
     """By idempotency key: whether an at-most-once attempt may have begun, and how many attempts have failed."""
+    inbox: list[tuple[str, ...]]
+    """Id of the receiver, kind, key, and whether it was taken; of every row that was ever put there."""
     left: dict[str, int]
     """Rows that nobody needs once everything has ended."""
     effects: Counter[str]
@@ -67,22 +69,34 @@ def see(folder: Path) -> Seen:
         effects[key] += 1
         labels[key] = label
     if not path.exists() or not _has_tables(path):
-        return Seen({}, [], {}, {}, effects, labels)
+        return Seen({}, [], {}, [], {}, effects, labels)
     db = _connect(path)
     try:
         instances = {u: (id, s) for u, id, s in _rows(db, "select lower(hex(uid)), id, state from instance")}
         entries = [
             (*row[:6], bool(row[6]))
-            for row in _rows(db, "select lower(hex(uid)), run, seq, key, kind, name, failed from entry order by uid, run, seq")
+            for row in _rows(
+                db, "select lower(hex(uid)), run, seq, key, kind, name, failed from entry order by uid, run, seq"
+            )
         ]
         pending = {
             f"{uid}.{run}.{key}": (bool(intent), attempt)
-            for uid, run, key, intent, attempt in _rows(db, "select lower(hex(uid)), run, key, intent, attempt from pending")
+            for uid, run, key, intent, attempt in _rows(
+                db, "select lower(hex(uid)), run, key, intent, attempt from pending"
+            )
         }
-        left = {t: _rows(db, f"select count(*) from {t}")[0][0] for t in ("pending", "wakeup", "watch", "fence", "early")}
+        inbox = sorted(
+            (stable(id), kind, str(key), "untaken" if untaken else "taken")
+            for id, kind, key, untaken in _rows(
+                db, "select i.id, m.kind, m.key, m.open from inbox m join instance i on i.uid = m.uid"
+            )
+        )
+        left = {
+            t: _rows(db, f"select count(*) from {t}")[0][0] for t in ("pending", "wakeup", "watch", "fence", "early")
+        }
     finally:
         db.close()
-    return Seen(instances, entries, pending, left, effects, labels)
+    return Seen(instances, entries, pending, inbox, left, effects, labels)
 
 
 def _connect(path: Path) -> apsw.Connection:
@@ -116,6 +130,7 @@ def check_end(seen: Seen, plain: Seen, *, same_journal: bool) -> None:
     assert not [key for key, count in keys.items() if count > 1], "an operation is recorded twice"
     if same_journal:
         assert seen.journal() == plain.journal()
+    assert seen.inbox == plain.inbox, "messages were lost, doubled, or left"
     assert not any(seen.left.values()), f"rows are left over: {seen.left}"
 
 
@@ -149,7 +164,9 @@ def _check_one_life(before: Seen, after: Seen, usual: Counter[str], shared: Coun
             assert ran <= 1, f"{label} ran {ran} times in one life"
         else:
             whole = usual[label] // shared[label] - failures
-            assert ran == whole if ended else ran <= whole, f"{label} ran {ran} times after the crash, {whole} attempts were left"
+            assert ran == whole if ended else ran <= whole, (
+                f"{label} ran {ran} times after the crash, {whole} attempts were left"
+            )
     if ended:
         begun = {key for key, (intent, _) in before.pending.items() if intent}
         failed = {f"{uid}.{run}.{key}" for uid, run, _, key, _, _, failed in after.entries if failed}

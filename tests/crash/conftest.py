@@ -1,10 +1,16 @@
-"""The processes whose forks are killed: two, with different hash seeds, so that each restart has another one."""
+"""The processes whose forks are killed, and where they work."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.crash.forks import Forks
+
+MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +22,18 @@ def first() -> Iterator[Forks]:
 
 @pytest.fixture(scope="session")
 def second() -> Iterator[Forks]:
+    """Has another hash seed, and so has each restart."""
     forks = Forks(seed=2)
     yield forks
     forks.close()
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory if the machine has one: a killed process leaves the same there, and a thousand are killed here."""
+    if not os.access(MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="perdure-crash-", dir=MEMORY))
+    yield folder
+    shutil.rmtree(folder)

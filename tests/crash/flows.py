@@ -179,7 +179,12 @@ async def stream() -> dict[str, object]:
     texts = [note.text async for note in messages(Note).take(2)]
     pairs = await messages(Paid).take(4).chunk(2).list()
     first = await receive(Paid)
-    return {"total": total, "texts": texts, "pairs": [[p.amount for p in pair] for pair in pairs], "first": first.amount}
+    return {
+        "total": total,
+        "texts": texts,
+        "pairs": [[p.amount for p in pair] for pair in pairs],
+        "first": first.amount,
+    }
 
 
 @flow
@@ -284,4 +289,3 @@ async def exposing() -> int:
         expose("progress", {"done": i + 1, "total": total})
     expose("end", await capture(lambda: "now", name="the end"))
     return total
-

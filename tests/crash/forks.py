@@ -23,7 +23,7 @@ from perdure import Engine, StoreUnavailable
 from perdure.stores.sqlite import SqliteStore
 from tests.crash.cases import CASES, Case, Session
 from tests.crash.flows import LEDGER
-from tests.support.faults import Faults, FaultyStore
+from tests.support.faults import Faults, Mode, faulty
 
 ROOT = Path(__file__).parents[2]
 HANGS = 20.0
@@ -59,11 +59,15 @@ class Forks:
 
     def __init__(self, seed: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.forks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.crash.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=os.environ | {"PYTHONHASHSEED": str(seed)},
-        )  # fmt: skip
+        )
 
-    def run(self, case: Case, folder: Path, n: int | None = None, mode: str = "before") -> Run:
+    def run(self, case: Case, folder: Path, n: int | None = None, mode: Mode = "before") -> Run:
         """The case was driven in a process of its own, over the database in the folder, until it was killed or done."""
         number = len(list(folder.glob("*.log")))
         request = {"case": case.name, "folder": str(folder), "number": number, "n": n, "mode": mode}
@@ -89,11 +93,11 @@ class Forks:
 async def _drive(case: Case, path: str, faults: Faults) -> Any:
     @asynccontextmanager
     async def client() -> AsyncIterator[Engine]:
-        async with Engine(FaultyStore(SqliteStore(path), faults), execute=False) as engine:
+        async with Engine(faulty(SqliteStore(path), faults), execute=False) as engine:
             yield engine
 
     async def once() -> Any:
-        async with Engine(FaultyStore(SqliteStore(path), faults), flows=case.flows, **case.options) as engine:
+        async with Engine(faulty(SqliteStore(path), faults), flows=case.flows, **case.options) as engine:
             session = Session(engine, path, client)
             try:
                 return await case.drive(session)

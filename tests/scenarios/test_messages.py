@@ -74,6 +74,29 @@ async def test_a_message_sent_before_the_flow_starts_is_not_lost(world: World) -
     assert await engine.run(collects, 1, id="2", timeout=10) == ["x"]
 
 
+async def test_a_message_sent_while_the_flow_is_being_started_is_not_lost(world: World) -> None:
+    """They may come into one transaction, in either order."""
+    engine = await world.engine(collects)
+    await asyncio.gather(
+        engine.send(collects, "1", "a"), engine.start(collects, 3, id="1"), engine.send(collects, "1", "b"),
+        engine.send_many(collects, [Outgoing("1", "c")]),
+    )  # fmt: skip
+    assert await engine.handle(collects, "1").result(timeout=10) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_message_sent_while_the_flow_is_being_loaded_is_not_lost(world: World, turns: int) -> None:
+    engine = await world.engine(collects)
+    await world.parked(await engine.start(collects, 2, id="1"))
+    await world.crash(engine)
+    engine = await world.engine(collects)
+    for _ in range(turns):
+        await asyncio.sleep(0.0002 if world.kind == "sqlite" else 0)
+    await engine.send(collects, "1", "a")
+    await engine.send(collects, "1", "b")
+    assert await engine.handle(collects, "1").result(timeout=10) == ["a", "b"]
+
+
 async def test_a_message_that_came_before_it_was_asked_for_is_not_lost(world: World) -> None:
     reached = asyncio.Event()
     go_on = asyncio.Event()

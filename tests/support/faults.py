@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from perdure.errors import CommitUnknown, StoreUnavailable
 from perdure.stores.contract import Store
@@ -14,22 +14,21 @@ Mode = Literal["before", "after", "failed"]
 """Killed before the call; killed after it; the call is done and reported failed, once."""
 
 COUNTED = frozenset(
-    {
-        "check", "claim", "commit", "exposed", "find", "inbox", "instance", "instances", "join", "leave", "load", "open", "raise_epoch",
-        "reap", "wakeups",
-    }
-)  # fmt: skip
+    ("check claim commit exposed find inbox instance instances join leave load open raise_epoch reap wakeups").split()
+)
 """The coroutines that touch the database. `renew` is called by a thread and touches a file of its own."""
 
 
 class Faults:
     """Which call fails. Shared by all stores of a process; calls are counted in the order in which they begin.
 
-    A call that asks again what was asked since the last change is an idle poll and is not counted, so that the number of
-    calls depends little on time; one that turns out to have changed something is counted when that shows.
+    A call that asks again what was asked since the last change is an idle poll and is not counted, so that the number
+    of calls depends little on time; one that turns out to have changed something is counted when that shows.
     """
 
-    def __init__(self, n: int | None = None, mode: Mode = "before", *, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, n: int | None = None, mode: Mode = "before", *, tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         self.n = n
         self.mode: Mode = mode
         self.calls = 0
@@ -47,7 +46,7 @@ class Faults:
 
     def found(self, method: str, answer: object) -> int | None:
         """The number of a poll that was idle so far: None, unless it has changed something."""
-        if method not in ("claim", "wakeups", "reap") or not _something(answer):
+        if not _something(method, answer):
             return None
         self._asked.clear()
         return self._next(method)
@@ -68,13 +67,25 @@ class Faults:
         raise StoreUnavailable("the test lost the answer")
 
 
-def _something(answer: Any) -> bool:
-    if isinstance(answer, tuple):  # of a claim: the rows, and when the next is due
-        return bool(answer[0])
-    return bool(getattr(answer, "taken", answer))
+def _something(method: str, answer: Any) -> bool:
+    match method:
+        case "claim":
+            rows, _ = answer
+            return bool(rows)
+        case "reap":
+            return bool(answer.taken)
+        case "wakeups":
+            return bool(answer)
+        case _:
+            return False
 
 
-class FaultyStore:
+def faulty(store: Store, faults: Faults) -> Store:
+    """The store, one call of which fails."""
+    return cast("Store", _FaultyStore(store, faults))
+
+
+class _FaultyStore:
     """Every method is the real store's; those that touch the database are counted, and one of them fails."""
 
     def __init__(self, store: Store, faults: Faults) -> None:

@@ -17,7 +17,7 @@ from perdure.codec.failures import decode_error, encode_error
 from perdure.codec.forms import fits
 from perdure.codec.names import register, tag_of_class, type_name
 from perdure.codec.read import decode, loads
-from perdure.codec.write import ATOMS, BUILTIN_NAMES, dumps, encode
+from perdure.codec.write import ATOMS, BUILTIN_NAMES, dumps, encode, type_of
 from perdure.errors import DoesNotFit, NotEncodable, UnknownType
 
 __all__ = [
@@ -58,7 +58,7 @@ def round_trip(value: Any) -> tuple[bytes, Any]:
     Raises:
         NotEncodable: it cannot be written, or the copy is not the same: another type, or other bytes.
     """
-    t = cast("type[Any]", type(value))
+    t = type_of(value)
     if t in ATOMS or (t is int and _INT_MIN <= value <= _INT_MAX) or (t is float and isfinite(value)):
         try:
             return dumps(value), value  # nobody can change it: it is its own copy

@@ -29,6 +29,7 @@ Doc = dict[str, Any]
 
 MAX_DEPTH: Final = 200
 MORE: Final = "$more"
+type_of: Callable[[object], type[Any]] = type  # what `type` gives, known to checkers as a class of anything
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 63) - 1
 _WRITERS_LIMIT: Final = 4096
@@ -93,7 +94,7 @@ def encode(value: object) -> bytes:
 
 def write(value: Any, depth: int) -> Any:
     """What msgspec writes for the value."""
-    t = cast("type[Any]", type(value))
+    t = type_of(value)
     if t in ATOMS:
         return value
     return (_writers.get(t) or writer_of(t))(value, depth)
@@ -116,8 +117,9 @@ def _write_list(value: Iterable[Any], depth: int) -> list[Any]:
     out: list[Any] = []
     try:
         for item in value:
-            t = cast("type[Any]", type(item))
-            out.append(item if t in ATOMS else (_writers.get(t) or writer_of(t))(item, depth + 1))
+            t = type_of(item)
+            plain = t in ATOMS or (t is int and _INT_MIN <= item <= _INT_MAX)
+            out.append(item if plain else (_writers.get(t) or writer_of(t))(item, depth + 1))
     except Refusal as no:
         no.climb(f"[{len(out)}]", value)
         raise
@@ -133,7 +135,7 @@ def _write_dict(value: Mapping[Any, Any], depth: int) -> Doc:
         for key, item in value.items():
             if type(key) is not str or key == "$":
                 break
-            t = cast("type[Any]", type(item))
+            t = type_of(item)
             out[key] = item if t in ATOMS else (_writers.get(t) or writer_of(t))(item, depth + 1)
         else:
             return out

@@ -80,9 +80,9 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded",
-        "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "has_children", "host", "instance", "live",
-        "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
+        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded", "_stale",
+        "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited", "has_children", "host", "instance",
+        "live", "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
         "running", "schedule", "seq", "stopped", "timers", "to_cancel", "to_go", "uid", "waiting",
     )  # fmt: skip  # noqa: RUF023
 
@@ -131,9 +131,13 @@ class Execution:
         self.cancel_reason: str | None = None
         self.parked_at = 0.0
         self.restarted = len(loaded.entries) > 1
+        self.had_waited = False
+        """Whether an earlier life ran to the journal's end and waited there: then all before the first live delivery is replay."""
         self.parent = parent
         self._ahead = 0
         self._ending = False
+        self._stale = False
+        """Whether `to_go` may hold what was dropped."""
         self._explicit: set[str] | None = None
         self.exposed: dict[str, bytes] = _NONE_EXPOSED
         self._recorded: list[Entry] = loaded.entries
@@ -209,6 +213,7 @@ class Execution:
         if self.ops.pop(op.key, None) is None:
             return
         if self.live:
+            self._stale = True
             op.dropped()
         else:
             if self._dropped is None:
@@ -357,8 +362,8 @@ class Execution:
 
     @property
     def replaying(self) -> bool:
-        """Whether entries are left that the flow has not got."""
-        return self._position < len(self._recorded)
+        """Whether the flow's code runs over what it ran over before, as far as that is known."""
+        return self._position < len(self._recorded) or (self.had_waited and not self.live)
 
     def cancel_request(self, flow: str, id: str, reason: str | None) -> Send:
         """The row that asks another instance to end."""
@@ -500,7 +505,8 @@ class Execution:
         """The row says how the instance stands, and what waits for the disk waits at the gate."""
         if self.stopped or self.loop.turning:
             return
-        if self.to_go:
+        if self._stale:
+            self._stale = False
             self.to_go = [op for op in self.to_go if op.state == ASKED]
         busy = bool(self.to_go or self.to_cancel or self.running or self.completed)
         if not busy and not self.ops and not self.mailbox.listening:
@@ -532,7 +538,8 @@ class Execution:
             for op in cancel:
                 if op.running is not None:
                     self.host.cancel_step(op)
-        if any(op.state == DROPPED for op in self.running):
+            self.loop.wake()  # those that have ended by themselves meanwhile hold up the end no more
+        if self.running and any(op.state == DROPPED for op in self.running):
             return  # no step starts until the cancelled ones have ended; `step_gone` looks again
         to_go, self.to_go = self.to_go, []
         for op in to_go:

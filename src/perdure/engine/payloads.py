@@ -16,15 +16,18 @@ LARGE: Final = 4096
 class Payloads:
     """The one way from a value to the bytes that are stored. Pure; one per engine."""
 
-    __slots__ = ("_hook", "large", "limit")
+    __slots__ = ("_hook", "_small", "large", "limit")
 
     def __init__(self, hook: codec.Codec | None, limit: int) -> None:
         self._hook = hook
         self.limit = limit
+        self._small = min(LARGE, limit) if hook is None else -1
+        """Encoded values of up to so many bytes are stored as they are, and need no look."""
         self.large = 0
         """Bytes of payloads above `LARGE` that were made since somebody set this to 0."""
 
     def _seal(self, data: bytes, where: str) -> bytes:
+        """What is stored of the encoded value; callers spare it for small values without a hook."""
         if len(data) > self.limit:
             raise PayloadTooLarge(where, len(data), self.limit)
         if len(data) > LARGE:
@@ -47,11 +50,13 @@ class Payloads:
             data, copy = codec.round_trip(value)
         except NotEncodable as error:
             raise error.at(where) from None
+        if len(data) <= self._small:
+            return data, copy
         return self._seal(data, where), copy
 
     def decode(self, data: bytes) -> Any:
         """The value. Raises UnknownType and DoesNotFit."""
-        return codec.decode(self._open(data))
+        return codec.decode(data if self._hook is None else self._hook.decode(data))
 
     def encode_error(self, error: BaseException, where: str) -> bytes:
         """The stored bytes of an exception; one that is too large is kept as its type and the beginning of its message."""
@@ -75,6 +80,8 @@ class Payloads:
             plain = codec.encode([list(args), dict(kwargs)] if kwargs else list(args))
         except NotEncodable:
             return self._arguments_apart(args, kwargs, where)
+        if len(plain) <= self._small:
+            return plain, codec.digest(plain), _NONE
         return self._seal(plain, where), codec.digest(plain), _NONE
 
     def _arguments_apart(

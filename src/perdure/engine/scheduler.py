@@ -19,7 +19,7 @@ from perdure.api.flow import FlowFunction
 from perdure.engine.committer import Committer, whose
 from perdure.engine.execution import Execution
 from perdure.engine.loop import IDLE_TURNS, FlowLoop
-from perdure.engine.operations import ReadOp, StepOp
+from perdure.engine.operations import ReadOp
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
@@ -113,6 +113,8 @@ class Scheduler:
         self._settings = settings
         self._read = read
         self._steps = StepRunner(self)
+        self.start_step = self._steps.start
+        self.cancel_step = self._steps.cancel
         self.write = committer.write
         """See `execution.Host`."""
         self._ready_loops: list[FlowLoop] = []
@@ -120,6 +122,8 @@ class Scheduler:
         self._parked: dict[Execution, None] = {}
         self._suspending: dict[bytes, Release] = {}
         self._missed: set[bytes] = set()
+        self._early: dict[bytes, list[Message]] = {}
+        """Messages for instances that are this replica's and not in memory yet."""
         self._changed = asyncio.Event()
         self._looks_at = float("inf")
         self._unsure = False
@@ -149,29 +153,19 @@ class Scheduler:
 
     def gate(self, execution: Execution) -> None:
         """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""
-        if self._committer.durable >= execution.gate and not self.holding:
-            execution.gated = False
-            self._open(execution)
-        else:
+        if self._committer.durable < execution.gate or self.holding:
             self._gated.append(execution)
-
-    def _open(self, execution: Execution) -> None:
-        if self.draining and execution.to_go:
+        elif not execution.to_go:
+            execution.gated = False
+            execution.gate_open()
+        elif self.draining:
+            execution.gated = False
             self._try_release(execution)
-            return
-        if execution.to_go and not self._replica.safe_to_start():
+        elif self._replica.safe_to_start():
+            execution.gated = False
+            execution.gate_open()
+        else:
             self._gated.append(execution)  # looked at again when the lease is renewed; if it is lost, never
-            execution.gated = True
-            return
-        execution.gate_open()
-
-    def start_step(self, op: StepOp | ReadOp) -> None:
-        """See `execution.Host`."""
-        self._steps.start(op)
-
-    def cancel_step(self, op: StepOp) -> None:
-        """See `execution.Host`."""
-        self._steps.cancel(op)
 
     def arm(self, execution: Execution, when: float) -> None:
         """See `execution.Host`."""
@@ -302,6 +296,8 @@ class Scheduler:
         """The instance is resident and runs, from the next turn on."""
         execution = Execution(self, self.payloads, flow, loaded, parent)
         self.resident[execution.uid] = execution
+        for message in self._early.pop(execution.uid, ()):
+            execution.mailbox.admit(message)
         execution.loop.wake()
         return execution
 
@@ -316,6 +312,8 @@ class Scheduler:
             self._missed.add(sent.uid)
         elif sent.owner is None:
             self._changed.set()
+        elif sent.owner == self._replica.id:  # created by the same batch, or claimed and being loaded: `spawn` is to come
+            self._early.setdefault(sent.uid, []).append(sent.message)
 
     def _ended(self, finish: Finish) -> None:
         self._waiters.tell(finish.uid, finish.state, finish.outcome)
@@ -350,17 +348,9 @@ class Scheduler:
             self._released.set()
 
     def _open_gates(self) -> None:
-        gated = self._gated
-        if not gated:
-            return
-        self._gated = []
-        durable = self._committer.durable
+        gated, self._gated = self._gated, []
         for execution in gated:
-            if execution.gate <= durable and not self.holding:
-                execution.gated = False
-                self._open(execution)
-            else:
-                self._gated.append(execution)
+            self.gate(execution)
 
     def renewed(self) -> None:
         """The lease holds again: steps that waited for that start, and what is due is claimed."""
@@ -522,6 +512,7 @@ class Scheduler:
             uid = loaded.instance.uid
             if loaded.instance.owner == self._replica.id and uid not in self.resident:
                 self._run_claimed(before[uid], loaded, parents)
+            self._early.pop(uid, None)
 
     async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
         """Flow and id of these instances, for `current().parent`."""
@@ -543,7 +534,9 @@ class Scheduler:
             loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
             self.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number
             return
-        self.spawn(loaded, flow, parents.get(before.parent or b""))
+        execution = self.spawn(loaded, flow, parents.get(before.parent or b""))
+        execution.restarted = True
+        execution.had_waited = before.state is State.SUSPENDED
 
     def _cancel_without_code(self, instance: Instance, request: Message) -> None:
         self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self.now(), children=True))

@@ -333,7 +333,7 @@ class MemoryStore:
             heapq.heappush(self._due.setdefault(row.flow, []), (row.due_at, row.uid))
         if life.unseen(None if row.state is State.SUSPENDED else MessageKind.CANCEL):
             self._wakeups.setdefault(row.uid, now)
-        elif row.state is not State.SUSPENDED:
+        elif row.state is not State.SUSPENDED and not _cancelled(life):
             self._wakeups.pop(row.uid, None)
 
     def _create(self, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
@@ -538,6 +538,10 @@ def _claimable(life: _Life, flows: frozenset[str]) -> bool:
     """Whether a wake-up row is cause enough to claim the instance."""
     if life.row.state is State.SUSPENDED and life.row.flow in flows:
         return True
+    return _cancelled(life)
+
+
+def _cancelled(life: _Life) -> bool:
     return any(m.kind == MessageKind.CANCEL for m in life.inbox.values())
 
 

@@ -92,7 +92,10 @@ STANDS: Final = keyed(
 )
 SEEN: Final = keyed("update inbox set open = 2 where mid in ({rows}) and open = 1")
 
-WAKE_FREE: Final = keyed("update wakeup set owner = '' where uid in ({rows})")
+WAKE_FREE: Final = keyed(
+    "update wakeup set owner = '', cancel = exists (select 1 from inbox m where m.uid = wakeup.uid and m.open > 0"
+    " and m.kind = 'cancel') where uid in ({rows})"
+)
 WAKE_IDLE: Final = keyed(
     "delete from wakeup where uid in ({rows}) and not cancel"
     " and (select state from instance i where i.uid = wakeup.uid) <> 'suspended'"
@@ -119,9 +122,7 @@ WATCHED: Final = Bulk(
     " join instance i on i.flow = v.column2 and i.id = v.column3",
     3,
 )
-WATCH: Final = insert(
-    "watch", "mid,asker,run,key,target", "on conflict(mid) do update set target = excluded.target"
-)
+WATCH: Final = insert("watch", "mid,asker,run,key,target", "on conflict(mid) do update set target = excluded.target")
 UNASKED: Final = keyed("delete from watch where asker in ({rows})")
 WATCHERS: Final = keyed(
     "select json_group_array(json_array(hex(target), hex(asker), run, key)) from"
