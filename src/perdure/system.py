@@ -30,7 +30,8 @@ class System:
     def new_uid(self) -> bytes:
         """16 bytes that no other call gives; later calls sort later, so that new rows go to the end of an index.
 
-        8 bytes of time in units of 2⁻²⁰ s, counted on when calls are closer than that, then 8 bytes drawn once per system.
+        8 bytes of time in units of 2⁻²⁰ s, counted on when calls are closer than that, then 8 bytes drawn once per
+        system.
         """
         with self._lock:
             self._last = max(self._last + 1, int(self.clock.wall() * 1048576))

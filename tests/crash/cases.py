@@ -37,9 +37,12 @@ class Session:
 
     def asked_to_cancel(self, id: str) -> bool:
         """Whether a cancel request has reached the store: one more would interrupt what the first one began."""
-        with apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY) as db:
-            text = "select count(*) from inbox m join instance i on i.uid = m.uid where i.id = ? and m.kind = 'cancel'"
+        db: Any = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READONLY)
+        text = "select count(*) from inbox m join instance i on i.uid = m.uid where i.id = ? and m.kind = 'cancel'"
+        try:
             return bool(db.execute(text, (id,)).get)
+        finally:
+            db.close()
 
 
 Drive = Callable[[Session], Awaitable[Any]]
@@ -103,7 +106,7 @@ async def _family(session: Session) -> Any:
 
 async def _cancel(session: Session) -> Any:
     handle = await session.engine.start(flows.cancelled, id="it")
-    while not (await handle.state()).ended and not await handle.exposed("phase"):
+    while not (await handle.state()).ended and not await handle.exposed("phase", returns=str):
         await asyncio.sleep(0.002)
     if not session.asked_to_cancel("it"):
         await handle.cancel("enough")

@@ -99,7 +99,7 @@ def see(folder: Path) -> Seen:
     return Seen(instances, entries, pending, inbox, left, effects, labels)
 
 
-def _connect(path: Path) -> apsw.Connection:
+def _connect(path: Path) -> Any:
     db = apsw.Connection(str(path))
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # what the killed process left is left as it is
     return db
@@ -113,7 +113,7 @@ def _has_tables(path: Path) -> bool:
         db.close()
 
 
-def _rows(db: apsw.Connection, text: str) -> Sequence[tuple[Any, ...]]:
+def _rows(db: Any, text: str) -> Sequence[tuple[Any, ...]]:
     return db.execute(text).fetchall()
 
 

@@ -30,7 +30,7 @@ def second() -> Iterator[Forks]:
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory if the machine has one: a killed process leaves the same there, and a thousand are killed here."""
+    """A folder in memory if there is such: a killed process leaves the same there, and a thousand are killed."""
     if not os.access(MEMORY, os.W_OK):
         yield tmp_path
         return

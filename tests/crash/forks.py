@@ -14,18 +14,20 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from perdure import Engine, StoreUnavailable
+from perdure.errors import CommitUnknown
 from perdure.stores.sqlite import SqliteStore
 from tests.crash.cases import CASES, Case, Session
 from tests.crash.flows import LEDGER
 from tests.support.faults import Faults, Mode, faulty
 
 ROOT = Path(__file__).parents[2]
+FAILURES = (StoreUnavailable, CommitUnknown)
 HANGS = 20.0
 """A run that takes so many seconds is ended, with its stacks in the log."""
 
@@ -92,7 +94,7 @@ class Forks:
 
 async def _drive(case: Case, path: str, faults: Faults) -> Any:
     @asynccontextmanager
-    async def client() -> AsyncIterator[Engine]:
+    async def client() -> AsyncGenerator[Engine]:
         async with Engine(faulty(SqliteStore(path), faults), execute=False) as engine:
             yield engine
 
@@ -101,14 +103,14 @@ async def _drive(case: Case, path: str, faults: Faults) -> Any:
             session = Session(engine, path, client)
             try:
                 return await case.drive(session)
-            except StoreUnavailable:  # told to the caller, who does it again
+            except FAILURES:  # told to the caller, who does it again
                 if faults.happened is None:
                     raise
                 return await case.drive(session)
 
     try:
         return await once()
-    except StoreUnavailable:  # the engine could not be entered
+    except FAILURES:  # the engine could not be entered
         if faults.happened is None:
             raise
         return await once()

@@ -4,7 +4,7 @@ A third way: the call is done and reported failed, and the same process goes on.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Scene:
 
 
 @contextmanager
-def scene(folder: Path, case: Case, kept: Path) -> Iterator[Scene]:
+def scene(folder: Path, case: Case, kept: Path) -> Generator[Scene]:
     """The folder is gone when all went well, else moved to where failures are kept."""
     folder.mkdir()
     scene = Scene(folder, case)
@@ -108,7 +108,7 @@ twice = pytest.mark.parametrize("case", [c for c in CASES if c.name in TWICE], i
 
 
 @twice
-@pytest.mark.parametrize("mode", ["before", "after", "failed"])
+@pytest.mark.parametrize("mode", ["before", "after", "failed", "unknown"])
 def test_a_fault_at_any_store_call_of_the_recovery_changes_nothing(
     case: Case, mode: Mode, plain: Seen, first: Forks, second: Forks, ground: Path, tmp_path: Path
 ) -> None:

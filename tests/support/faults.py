@@ -10,13 +10,16 @@ from typing import Any, Literal, cast
 from perdure.errors import CommitUnknown, StoreUnavailable
 from perdure.stores.contract import Store
 
-Mode = Literal["before", "after", "failed"]
-"""Killed before the call; killed after it; the call is done and reported failed, once."""
+Mode = Literal["before", "after", "failed", "unknown"]
+"""Killed before the call; killed after it; the call is done and reported failed, once; the same, and if it writes, its
+outcome is reported as unknown, as a disk may do that fails in the commit itself."""
 
 COUNTED = frozenset(
-    ("check claim commit exposed find inbox instance instances join leave load open raise_epoch reap wakeups").split()
+    {"check", "claim", "commit", "exposed", "find", "inbox", "instance", "instances", "join", "leave", "load", "open"}
+    | {"raise_epoch", "reap", "wakeups"}
 )
 """The coroutines that touch the database. `renew` is called by a thread and touches a file of its own."""
+WRITING = frozenset({"check", "claim", "join", "leave", "raise_epoch", "reap", "wakeups"})
 
 
 class Faults:
@@ -60,9 +63,9 @@ class Faults:
         """The fault is told to the outside, and then it happens: killed, or the error is raised."""
         self.happened = f"{when} {method}"
         self._tell(self.happened)
-        if self.mode != "failed":
+        if self.mode in ("before", "after"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if method == "commit":
+        if method == "commit" or (self.mode == "unknown" and method in WRITING):
             raise CommitUnknown("the test lost the answer")
         raise StoreUnavailable("the test lost the answer")
 
@@ -107,7 +110,7 @@ class _FaultyStore:
             if number is None:
                 number = faults.found(name, answer)
             if number is not None and number == faults.n:
-                faults.strike(name, "failed" if faults.mode == "failed" else "after")
+                faults.strike(name, "after" if faults.mode == "before" else faults.mode)
             return answer
 
         return call

@@ -124,7 +124,9 @@ class FlowCurrent:
     @property
     def key(self) -> str:
         """Only a step has one."""
-        raise NotInFlow("current().key is a step's idempotency key, and this is a flow's own body: ask for it inside the step")
+        raise NotInFlow(
+            "current().key is a step's idempotency key, and this is a flow's own body: ask for it inside the step"
+        )
 
     def heartbeat(self, progress: object = None, /) -> None:
         """Only a step has one."""

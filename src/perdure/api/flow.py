@@ -22,7 +22,9 @@ class FlowFunction(Generic[P, R_co]):
     if TYPE_CHECKING:
         name: str
 
-    def __init__(self, fn: Callable[P, Coroutine[Any, Any, R_co]], name: str, version: str | None, timeout: float | None) -> None:
+    def __init__(
+        self, fn: Callable[P, Coroutine[Any, Any, R_co]], name: str, version: str | None, timeout: float | None
+    ) -> None:
         functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
         self.name = name
@@ -38,7 +40,9 @@ class FlowFunction(Generic[P, R_co]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         place = in_flow(f"the flow {self.name}")
-        started: Started = await finish(place.run.start(place, self, self.positional(args, kwargs), None, detached=False))
+        started: Started = await finish(
+            place.run.start(place, self, self.positional(args, kwargs), None, detached=False)
+        )
         return await finish(place.run.wait(place, started, child=True, timeout=None))
 
     def positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -51,7 +55,9 @@ class FlowFunction(Generic[P, R_co]):
             return args
         bound = self.signature.bind(*args, **kwargs)
         if bound.kwargs:
-            raise TypeError(f"flow {self.name}: {', '.join(bound.kwargs)} can only be passed by keyword; a flow's arguments are positional")
+            raise TypeError(
+                f"flow {self.name}: {', '.join(bound.kwargs)} can only be passed by keyword; a flow's arguments are positional"
+            )
         return bound.args
 
     async def _limited(self, *args: Any) -> Any:

@@ -27,7 +27,13 @@ class Handle(Generic[R_co]):
     __slots__ = ("_outside", "_started", "_uid", "flow", "id")
 
     def __init__(
-        self, flow: str, id: str, *, uid: bytes | None = None, outside: Outside | None = None, started: Started | None = None
+        self,
+        flow: str,
+        id: str,
+        *,
+        uid: bytes | None = None,
+        outside: Outside | None = None,
+        started: Started | None = None,
     ) -> None:
         self.flow = flow
         self.id = id
@@ -45,7 +51,8 @@ class Handle(Generic[R_co]):
         return None
 
     async def result(self, *, timeout: Duration | None = None) -> R_co:
-        """The instance's result, when it has ended. Waiting may be repeated, and cancelling or timing out cancels nothing.
+        """The instance's result, when it has ended. Waiting may be repeated, and cancelling or timing out cancels
+        nothing.
 
         Raises:
             FlowFailed: it ended with an exception, which is the `__cause__`.
@@ -69,7 +76,9 @@ class Handle(Generic[R_co]):
             raise
 
     async def send(self, message: object, /, *, key: str | None = None, name: str | None = None) -> None:
-        """The message is in the instance's inbox, on disk. With a `key` it is delivered once per run, however often it is sent."""
+        """The message is in the instance's inbox, on disk. With a `key` it is delivered once per run, however often
+        it is sent.
+        """
         place = self._place("send")
         if place is None:
             assert self._outside is not None  # noqa: S101
@@ -106,10 +115,14 @@ class Handle(Generic[R_co]):
             values = await self._outside.exposed_by(self.flow, self.id, self._uid)
         else:
             values = cast("dict[str, Any]", await finish(place.run.read(place, "exposed", self.flow, self.id, key)))
-        return values if key is None else checked(values.get(key), returns, f"exposed {key!r} of {self.flow} {self.id!r}")
+        return (
+            values if key is None else checked(values.get(key), returns, f"exposed {key!r} of {self.flow} {self.id!r}")
+        )
 
     async def cancel(self, reason: str | None = None, /) -> None:
-        """The request to end is on disk; the flow gets it as `asyncio.CancelledError`. Nothing happens to an ended instance."""
+        """The request to end is on disk; the flow gets it as `asyncio.CancelledError`. Nothing happens to an ended
+        instance.
+        """
         place = self._place("cancel")
         if place is None:
             assert self._outside is not None  # noqa: S101

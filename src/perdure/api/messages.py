@@ -84,7 +84,11 @@ async def receive(
 ) -> T: ...
 @overload
 async def receive(
-    *types: TypeForm[T], name: str | None = None, where: Callable[[T], bool] | None = None, timeout: Duration, default: D
+    *types: TypeForm[T],
+    name: str | None = None,
+    where: Callable[[T], bool] | None = None,
+    timeout: Duration,
+    default: D,
 ) -> T | D: ...
 async def receive(
     *types: Any,
@@ -123,23 +127,30 @@ async def receive(
 
 def _need_types(what: str, types: tuple[Any, ...]) -> None:
     if not types:
-        raise TypeError(f"{what}() needs at least one type, e.g. {what}(FundsCaptured); for any message: {what}(object)")
-
+        raise TypeError(
+            f"{what}() needs at least one type, e.g. {what}(FundsCaptured); for any message: {what}(object)"
+        )
 
 
 Operator = Callable[[], Callable[[Any], Sequence[Any]]]
-"""Makes the state for one reading: from each element to the elements that follow from it. Raises _Last with the last ones."""
+"""Makes the state for one reading: from each element to the elements that follow from it. Raises _Last with the last
+ones.
+"""
 
 
 class Stream(Generic[R_co]):
-    """The messages of this run that fit, from its beginning, taken by `receive` or not; every reading has its own cursor.
+    """The messages of this run that fit, from its beginning, taken by `receive` or not; every reading has its own
+    cursor.
 
-    Operators are pure and run again at replay. Nothing is read before a terminal call: `first`, `last`, `list`, `async for`.
+    Operators are pure and run again at replay. Nothing is read before a terminal call: `first`, `last`, `list`,
+    `async for`.
     """
 
     __slots__ = ("limit", "name", "operators", "types")
 
-    def __init__(self, types: tuple[Any, ...], name: str | None, operators: tuple[Operator, ...] = (), limit: float | None = None) -> None:
+    def __init__(
+        self, types: tuple[Any, ...], name: str | None, operators: tuple[Operator, ...] = (), limit: float | None = None
+    ) -> None:
         self.types = types
         self.name = name
         self.operators = operators
@@ -333,7 +344,11 @@ def _filter(f: Callable[[Any], object]) -> Operator:
 
 
 def _nothing(limit: float | None) -> Exception:
-    return TimeoutError(f"no such message within {limit:g} s") if limit is not None else LookupError("the stream ended without an element")
+    return (
+        TimeoutError(f"no such message within {limit:g} s")
+        if limit is not None
+        else LookupError("the stream ended without an element")
+    )
 
 
 class _Reading:

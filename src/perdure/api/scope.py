@@ -1,4 +1,5 @@
-"""Where a call is made: in a flow, in a step, or elsewhere; and what a flow's calls may ask of the engine, as protocols.
+"""Where a call is made: in a flow, in a step, or elsewhere; and what a flow's calls may ask of the engine, as
+protocols.
 
 Two signs say "in a flow": the running loop, and the place in the context. A call with only one of them raises.
 """
@@ -79,13 +80,20 @@ class FlowRun(Protocol):
         self, place: Place, spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], id: str | None
     ) -> Operation: ...
     def receive(
-        self, place: Place, forms: tuple[Any, ...], name: str | None, where: Callable[[Any], bool] | None, timeout: float | None
+        self,
+        place: Place,
+        forms: tuple[Any, ...],
+        name: str | None,
+        where: Callable[[Any], bool] | None,
+        timeout: float | None,
     ) -> Operation: ...
     def start(
         self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool
     ) -> Operation: ...
     def wait(self, place: Place, started: Started, *, child: bool, timeout: float | None) -> Operation: ...
-    def send(self, place: Place, flow: str, id: str, message: object, key: str | None, name: str | None) -> Operation: ...
+    def send(
+        self, place: Place, flow: str, id: str, message: object, key: str | None, name: str | None
+    ) -> Operation: ...
     def cancel(self, place: Place, flow: str, id: str, reason: str | None) -> Operation: ...
     def read(self, place: Place, what: str, flow: str, id: str, key: str | None) -> Operation: ...
     def random(self, place: Place) -> random.Random: ...
@@ -109,14 +117,15 @@ class Operation(Protocol):
 
 
 class Started:
-    """An instance that a flow knows: as started by it (`digest` given), or by name."""
+    """An instance that a flow knows: as started by it (`digest` and `uid` given), or by name."""
 
-    __slots__ = ("digest", "flow", "id")
+    __slots__ = ("digest", "flow", "id", "uid")
 
-    def __init__(self, flow: str, id: str, digest: bytes | None = None) -> None:
+    def __init__(self, flow: str, id: str, digest: bytes | None = None, uid: bytes | None = None) -> None:
         self.flow = flow
         self.id = id
         self.digest = digest
+        self.uid = uid
 
 
 class Outside(Protocol):

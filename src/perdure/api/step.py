@@ -1,4 +1,6 @@
-"""Steps: units of work whose outcome is journaled. `@step` for functions and methods, `capture` for any callable in place."""
+"""Steps: units of work whose outcome is journaled. `@step` for functions and methods, `capture` for any callable in
+place.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,8 @@ def is_async(fn: Callable[..., Any]) -> bool:
 class Step(Generic[P, R]):
     """What `@step` makes of a function or method. Calling it gives a coroutine, in a flow and elsewhere.
 
-    In a flow the call is journaled: its outcome is recorded once, and replay gives it without running the function again. In a
+    In a flow the call is journaled: its outcome is recorded once, and replay gives it without running the function
+    again. In a
     step, or outside a flow, it just runs. To `inspect`, and so to libraries, it is a coroutine function.
     """
 
@@ -105,7 +108,8 @@ class Step(Generic[P, R]):
         self.spec = spec
         self.name = spec.name
         self.id = id
-        # These make a callable object a coroutine function to `inspect.iscoroutinefunction` (which asks for the code's flags).
+        # These make a callable object a coroutine function to `inspect.iscoroutinefunction` (which asks for the
+        # code's flags).
         plain = inspect.unwrap(fn)
         code = getattr(plain, "__code__", _template.__code__)
         self.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
@@ -136,7 +140,9 @@ class Step(Generic[P, R]):
         timeout: Duration | None = NOT_GIVEN,
         id: str | None = None,
     ) -> Step[P, R]:
-        """The same step with another policy for the calls made through what is returned; `id` identifies one operation of a run."""
+        """The same step with another policy for the calls made through what is returned; `id` identifies one
+        operation of a run.
+        """
         given = {"retry": retry, "at_most_once": at_most_once, "timeout": timeout}
         changed = {name: value for name, value in given.items() if value is not NOT_GIVEN}
         return Step(self.spec.changed(**changed) if changed else self.spec, id)
@@ -212,7 +218,8 @@ def step(
         retry: when to try again; None leaves it to `Engine(retry=)`, `Retry(attempts=1)` means never.
         at_most_once: an attempt is never repeated; if its outcome is lost, the call raises `OutcomeUnknown`.
         timeout: of one attempt; after it the attempt is cancelled and has failed with `TimeoutError`.
-        copy: whether the function gets copies of its arguments (so that changing them in place shows at once that it is not durable).
+        copy: whether the function gets copies of its arguments (so that changing them in place shows at once that it
+        is not durable).
 
     Raises:
         ValueError: `at_most_once` together with a `retry` that does not say `retry_on`.
@@ -220,9 +227,7 @@ def step(
 
     def decorate(fn: Callable[..., Any]) -> Step[..., Any]:
         return Step(
-            StepSpec(
-                fn, name or fn.__qualname__, retry=retry, at_most_once=at_most_once, timeout=timeout, copy=copy
-            )
+            StepSpec(fn, name or fn.__qualname__, retry=retry, at_most_once=at_most_once, timeout=timeout, copy=copy)
         )
 
     return decorate if fn is None else decorate(fn)

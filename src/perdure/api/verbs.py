@@ -22,13 +22,18 @@ R = TypeVar("R")
 async def start(flow: str, /, *args: object, id: str | None = None, detached: bool = False) -> Handle[Any]: ...
 @overload
 async def start(
-    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None, detached: bool = False
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+    /,
+    *args: Unpack[Ts],
+    id: str | None = None,
+    detached: bool = False,
 ) -> Handle[R]: ...
 async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool = False) -> Handle[Any]:
     """The instance is asked for; it exists when the flow's entry is durable. Never fails: see the handle's `result`.
 
     Args:
-        id: of the new instance; without it one is made of this run and operation. One that exists with the same arguments is used.
+        id: of the new instance; without it one is made of this run and operation. One that exists with the same
+        arguments is used.
         detached: it lives on when this flow ends; else it is cancelled then.
     """
     place = in_flow("start()")

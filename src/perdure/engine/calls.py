@@ -1,4 +1,5 @@
-"""What a flow's body may ask for, as the operations that it becomes. Each method is called by the flow's own code, in a turn.
+"""What a flow's body may ask for, as the operations that it becomes. Each method is called by the flow's own code,
+in a turn.
 
 It decides only what is asked; what becomes of an operation, and when, is the execution's.
 """
@@ -178,4 +179,3 @@ class Calls:
         if self.run.stopped:
             return asyncio.Future(loop=self.loop)
         return self.run.mailbox.arrived()
-

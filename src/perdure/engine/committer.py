@@ -1,6 +1,7 @@
 """Group commit: all writes of a replica go through here, in batches of one transaction each.
 
-While a commit is under way the next batch gathers; it is taken at the end of the loop's turn, after the flows ran to idle.
+While a commit is under way the next batch gathers; it is taken at the end of the loop's turn, after the flows ran to
+idle.
 It knows the store and nothing of flows: who wants to know when a write is durable is told by number.
 """
 
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from perdure.errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
+from perdure.model.records import Entry
 from perdure.model.writes import Answer, Batch, Write
 from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 
 BATCH_WRITES: Final = 20_000
-"""A batch takes at most so many writes, in the order in which they came (so that of each instance it takes a prefix)."""
+"""A batch takes at most so many writes, in the order in which they came (so that of each instance it takes a prefix).
+"""
 BATCH_BYTES: Final = 32 * 1024 * 1024
 RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Between tries while the store is away or full; the last one repeats."""
@@ -43,7 +46,9 @@ class CommitterHost(Protocol):
         ...
 
     def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
-        """The store will never take the data of these writes, which are one instance's or one outsider's: gives what to write instead."""
+        """The store will never take the data of these writes, which are one instance's or one outsider's: gives what
+        to write instead.
+        """
         ...
 
     def lost(self, error: LeaseLost) -> None:
@@ -164,8 +169,20 @@ class Committer:
         n = min(len(writes), BATCH_WRITES)
         if self._host.large_bytes() > BATCH_BYTES:  # only then can it be too much
             n = _prefix_of_bytes(writes, n)
+        if n < len(writes):
+            n = self._whole(n)
         self._writes = writes[n:]
         return writes if n == len(writes) else writes[:n]
+
+    def _whole(self, n: int) -> int:
+        """The first place from `n` on where no entry is parted from what it does: before an entry, or what an
+        outsider waits for.
+        """
+        writes = self._writes
+        outside = {number for number, _ in self._told}
+        while n < len(writes) and type(writes[n]) is not Entry and self.durable + n + 1 not in outside:
+            n += 1
+        return n
 
     async def _commit(self, writes: list[Write]) -> None:
         try:
@@ -193,7 +210,9 @@ class Committer:
     def _failed(self, error: Exception) -> None:
         """A fault of ours: nothing more is written under this lease, and everything is begun anew from the store."""
         self._task = None
-        logger.critical("the committer failed; all flows of this replica are loaded again from the store", exc_info=error)
+        logger.critical(
+            "the committer failed; all flows of this replica are loaded again from the store", exc_info=error
+        )
         self._host.lost(LeaseLost(f"the committer failed: {error!r}"))
 
     def _tell(self, first: int, answers: list[Answer]) -> None:
@@ -205,7 +224,9 @@ class Committer:
             call(answers[number - first - 1], None)
 
     async def _until_done(self, writes: list[Write]) -> list[Answer]:
-        """The batch is durable: repeated while the store is away, settled when the answer was lost, split when refused."""
+        """The batch is durable: repeated while the store is away, settled when the answer was lost, split when
+        refused.
+        """
         tries = 0
         held = False
         while True:
@@ -246,7 +267,9 @@ class Committer:
                 tries += 1
 
     async def _split(self, writes: list[Write], error: StoreRefused) -> list[Answer]:
-        """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host says."""
+        """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host
+        says.
+        """
         groups = _by_instance(writes)
         if len(groups) == 1:
             instead = self._host.refused(writes, error)

@@ -1,4 +1,6 @@
-"""The engine: the public object. It puts store, committer, replica and scheduler together and offers the verbs from outside."""
+"""The engine: the public object. It puts store, committer, replica and scheduler together and offers the verbs from
+outside.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +148,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         await self._store.close()
 
     async def serve(self) -> None:
-        """Flows are run until the process gets SIGTERM or SIGINT; then the engine drains and is closed. A second signal stops hard.
+        """Flows are run until the process gets SIGTERM or SIGINT; then the engine drains and is closed. A second
+        signal stops hard.
 
         Enters the engine if that was not done.
         """
@@ -214,7 +217,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     def _check(self) -> Membership:
         if self._pid != os.getpid():
-            raise ForkedEngine("this process was forked after the engine started; make an engine of its own in the child")
+            raise ForkedEngine(
+                "this process was forked after the engine started; make an engine of its own in the child"
+            )
         if self._member is None:
             raise EngineClosed("the engine is not running; use it inside `async with engine:`")
         outside_flow("an engine's method", "perdure.start(), run(), send(), handle() or cancel()")
@@ -254,7 +259,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         write = self._create(member, flow, args, id, at, after)
         return self._started(write, await member.committer.ask(write))
 
-    def _create(self, member: Membership, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None) -> Create:
+    def _create(
+        self, member: Membership, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None
+    ) -> Create:
         check_name(id, "id")
         function, positional = unwrap(flow, args)
         name = self._known(function)
@@ -292,7 +299,12 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def run(self, flow: str, /, *args: object, id: str, timeout: Duration | None = None) -> Any: ...
     @overload
     async def run(
-        self, flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str, timeout: Duration | None = None
+        self,
+        flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+        /,
+        *args: Unpack[Ts],
+        id: str,
+        timeout: Duration | None = None,
     ) -> R: ...
     async def run(self, flow: Any, /, *args: Any, id: str, timeout: Duration | None = None) -> Any:
         """The result of the instance, started now or earlier. Raises as `start` and as `Handle.result`."""
@@ -302,7 +314,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def start_many(
         self, flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
     ) -> Sequence[Handle[R]]:
-        """All instances are on disk, each (id, *arguments); handles in the order given. Not one transaction: repeat it after an error.
+        """All instances are on disk, each (id, *arguments); handles in the order given. Not one transaction: repeat
+        it after an error.
 
         Raises:
             AlreadyStarted: of one of them, when all others are started.
@@ -358,7 +371,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         member = self._check()
         await member.committer.ask(self._outgoing(member, flow, id, message, key, name))
 
-    def _outgoing(self, member: Membership, flow: str, id: str, message: object, key: str | None, name: str | None) -> Send:
+    def _outgoing(
+        self, member: Membership, flow: str, id: str, message: object, key: str | None, name: str | None
+    ) -> Send:
         check_name(id, "id")
         if key is not None:
             check_name(key, "key")
@@ -372,7 +387,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """All messages are on disk. Not one transaction: give keys and repeat it after an error."""
         member = self._check()
         name = name_of(flow)
-        await self._ask_all(member.committer, [self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items])
+        await self._ask_all(
+            member.committer, [self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items]
+        )
 
     async def cancel(self, flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
         """The request to end is on disk. Nothing happens to an instance that has ended.
@@ -447,7 +464,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         state: State | Sequence[State] | None = None,
         since: datetime | None = None,
     ) -> AsyncIterator[Info]:
-        """The instances of a flow (or of all), in the order of their creation, in these states, created `since` or later.
+        """The instances of a flow (or of all), in the order of their creation, in these states, created `since` or
+        later.
 
         Read in pages while it is iterated: what changes meanwhile may or may not be seen.
         """
@@ -478,7 +496,9 @@ def _registered(flows: Iterable[AnyFlow | ModuleType]) -> dict[str, FlowFunction
     found: dict[str, FlowFunction[..., Any]] = {}
     for item in flows:
         if isinstance(item, ModuleType):
-            members = [cast("AnyFlow", value) for _, value in inspect.getmembers(item) if isinstance(value, FlowFunction)]
+            members = [
+                cast("AnyFlow", value) for _, value in inspect.getmembers(item) if isinstance(value, FlowFunction)
+            ]
             if not members:
                 raise ValueError(f"module {item.__name__} has no flow in it")
         elif isinstance(cast("object", item), FlowFunction):

@@ -1,6 +1,7 @@
 """One resident instance: replays its journal into the flow loop, then gives every live outcome its place in the order.
 
-Decides and does no I/O: what it wants done (writes, steps, timers) it asks of its host. State has one owner: this object
+Decides and does no I/O: what it wants done (writes, steps, timers) it asks of its host. State has one owner: this
+object
 while it lives. The rules are design points of their own:
 - Completions queue; only an idle loop takes one, and then it gets its seq and flow time.
 - Replay is strict: at idle the lowest entry must be pushed or asked for, else mismatch, here and now.
@@ -84,7 +85,7 @@ class Execution:
         "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited", "has_children", "host", "instance",
         "live", "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
         "running", "schedule", "seq", "stopped", "timers", "to_cancel", "to_go", "uid", "waiting",
-    )  # fmt: skip  # noqa: RUF023
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -132,7 +133,9 @@ class Execution:
         self.parked_at = 0.0
         self.restarted = len(loaded.entries) > 1
         self.had_waited = False
-        """Whether an earlier life ran to the journal's end and waited there: then all before the first live delivery is replay."""
+        """Whether an earlier life ran to the journal's end and waited there: then all before the first live delivery
+        is replay.
+        """
         self.parent = parent
         self._ahead = 0
         self._ending = False
@@ -326,8 +329,20 @@ class Execution:
         self._ahead += 1
         self.gate = self.host.write(
             Entry(
-                self.uid, self.number, seq, op.key, op.kind, op.name, op.arguments, op.digest, op.failed, op.outcome, attempts,
-                started_at, at, op.ref,
+                self.uid,
+                self.number,
+                seq,
+                op.key,
+                op.kind,
+                op.name,
+                op.arguments,
+                op.digest,
+                op.failed,
+                op.outcome,
+                attempts,
+                started_at,
+                at,
+                op.ref,
             )  # fmt: skip
         )
 
@@ -339,7 +354,9 @@ class Execution:
         self.seq = seq + 1
         self._ahead += 1
         self.write(
-            Entry(self.uid, self.number, seq, "", kind, name, arguments, b"", False, message.body, 0, at, at, message.mid)
+            Entry(
+                self.uid, self.number, seq, "", kind, name, arguments, b"", False, message.body, 0, at, at, message.mid
+            )
         )
 
     def write(self, write: Write) -> None:
@@ -378,8 +395,18 @@ class Execution:
         self.write(
             PendingPut(
                 Pending(
-                    self.uid, self.number, op.key, op.kind, op.name, op.arguments, op.digest, intent, op.failures, op.next_at,
-                    op.error, op.progress,
+                    self.uid,
+                    self.number,
+                    op.key,
+                    op.kind,
+                    op.name,
+                    op.arguments,
+                    op.digest,
+                    intent,
+                    op.failures,
+                    op.next_at,
+                    op.error,
+                    op.progress,
                 )  # fmt: skip
             )
         )
@@ -552,7 +579,8 @@ class Execution:
     # ------------------------------------------------------------ the end
 
     def _wind_up(self) -> bool:
-        """After the main coroutine, before anything more is delivered (so that replay does it at the same place), the other tasks
+        """After the main coroutine, before anything more is delivered (so that replay does it at the same place),
+        the other tasks
         are cancelled and run out, then generators that were left are closed. True: there is something to run.
         """
         loop = self.loop
@@ -572,7 +600,11 @@ class Execution:
 
     def _end(self) -> bool:
         """The outcome is written if everything inside has ended, and every step that was cancelled."""
-        if self.to_cancel or any(op.state == DROPPED for op in self.running) or not all(t.done() for t in self.loop.tasks):
+        if (
+            self.to_cancel
+            or any(op.state == DROPPED for op in self.running)
+            or not all(t.done() for t in self.loop.tasks)
+        ):
             return False
         self._finish()
         return True
@@ -666,5 +698,7 @@ _NONE_EXPOSED: Final[dict[str, bytes]] = {}
 
 
 def _salt(uid: bytes) -> int:
-    """A number of 40 bits from the uid, in the middle of a hash: tasks of different flows do not collide in asyncio's sets."""
+    """A number of 40 bits from the uid, in the middle of a hash: tasks of different flows do not collide in
+    asyncio's sets.
+    """
     return int.from_bytes(hashlib.blake2b(uid, digest_size=5).digest(), "big") << 16

@@ -1,7 +1,8 @@
 """The flow loop: a small asyncio event loop nested in the real one, in which one instance's code runs until it is idle.
 
 It knows asyncio and nothing durable: the execution that owns it delivers outcomes when it is idle, makes timers of
-`call_later`, and is told when nothing moves any more. So the order of everything inside is a function of the deliveries.
+`call_later`, and is told when nothing moves any more. So the order of everything inside is a function of the
+deliveries.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from perdure.errors import NotDurable
 logger = logging.getLogger("perdure")
 
 IDLE_TURNS: Final = 2_000
-"""So many turns without an operation asked for or a task ended count as idle (anyio re-delivers cancellation on every turn)."""
+"""So many turns without an operation asked for or a task ended count as idle (anyio re-delivers cancellation on
+every turn).
+"""
 SPIN_TURNS: Final = 100_000
 """So many turns since the last delivery with nothing outstanding: the flow spins."""
 SLICE_TURNS: Final = 500
@@ -180,7 +183,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
             self.owner.schedule(self)
 
     def run(self) -> None:
-        """Everything inside runs until idle, outcomes are delivered until there are none; a callback of the real loop."""
+        """Everything inside runs until idle, outcomes are delivered until there are none; a callback of the real
+        loop.
+        """
         self._scheduled = False
         if self.closed:
             return
@@ -234,7 +239,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
                     self.call_exception_handler({"message": f"callback {handle.callback!r} raised", "exception": error})
 
     def _judge(self) -> bool:
-        """At the end of a slice: whether the loop counts as idle although callbacks are ready. Decided by the turns alone."""
+        """At the end of a slice: whether the loop counts as idle although callbacks are ready. Decided by the turns
+        alone.
+        """
         owner = self.owner
         if not self.closed and self._turns % IDLE_TURNS == 0:
             activity = owner.activity()
@@ -289,7 +296,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """See asyncio. Raises NotDurable if the caller is not the flow itself."""
         if not self.turning or _get_running() is not self:
             if self.closed:
-                return FlowHandle(callback, args, context or copy_context())  # what is left of an unloaded flow: ignored
+                return FlowHandle(
+                    callback, args, context or copy_context()
+                )  # what is left of an unloaded flow: ignored
             self._own_turn("call_soon()")
         handle = FlowHandle(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
@@ -299,7 +308,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """See `call_soon`: no other thread may wake a flow."""
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Any:
         """A durable timer."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
@@ -396,7 +407,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._generators[id(generator)] = weakref.ref(generator)
 
     def _generator_dropped(self, generator: Any) -> None:
-        """Closed inside the flow if dropped by reference count in a turn; else kept until the flow is unloaded or ends."""
+        """Closed inside the flow if dropped by reference count in a turn; else kept until the flow is unloaded or
+        ends.
+        """
         if self.closed:
             return
         if self.turning and _get_running() is self and _collecting != threading.get_ident():
@@ -509,13 +522,17 @@ _anyio_ordered = False
 
 
 def _order_anyio() -> None:
-    """In a flow, anyio's cancel scopes keep the scopes inside them (one for each task of a group) in the order of entering.
+    """In a flow, anyio's cancel scopes keep the scopes inside them (one for each task of a group) in the order of
+    entering.
 
-    They are cancelled in the order of that set, which otherwise is the order of addresses.
+    They are cancelled in the order of that set, which otherwise is the order of addresses. And anyio's threads,
+    which would
+    do their work before they find that they cannot report it, are refused before.
     """
     global _anyio_ordered
     _anyio_ordered = True
-    scope_class: Any = importlib.import_module("anyio._backends._asyncio").CancelScope
+    anyio_asyncio: Any = importlib.import_module("anyio._backends._asyncio")
+    scope_class: Any = anyio_asyncio.CancelScope
     original = scope_class.__init__
 
     @functools.wraps(original)
@@ -525,3 +542,16 @@ def _order_anyio() -> None:
             self._child_scopes = _Ordered()
 
     scope_class.__init__ = __init__
+
+    backend: Any = anyio_asyncio.AsyncIOBackend
+    in_thread = backend.run_sync_in_worker_thread.__func__
+
+    @functools.wraps(in_thread)
+    async def run_sync_in_worker_thread(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(_get_running(), "is_flow_loop", False):
+            raise NotDurable(
+                "a thread of anyio in a flow's own body cannot be replayed; put it in capture() or a @step"
+            )
+        return await in_thread(cls, *args, **kwargs)
+
+    backend.run_sync_in_worker_thread = classmethod(run_sync_in_worker_thread)

@@ -89,7 +89,9 @@ class Membership:
         return self.scheduler is not None and uid in self.scheduler.resident
 
     async def close(self, drain: float, error: PerdureError) -> None:
-        """Running steps had up to `drain` seconds, everything is written and nobody's; who still waits gets the error."""
+        """Running steps had up to `drain` seconds, everything is written and nobody's; who still waits gets the
+        error.
+        """
         if self.scheduler is not None and self.replica is not None and not self.replica.gone:
             await self.scheduler.drain(drain)
         if self.paused is None:
@@ -108,7 +110,7 @@ class Membership:
             if not self.replica.gone:
                 try:
                     await self._store.leave(self.replica.id)
-                except StoreUnavailable as away:
+                except PerdureError as away:  # it may also be that the answer was lost
                     logger.warning("the store is away; others take over when the lease is over: %s", away)
 
     # ------------------------------------------------------------ what committer, replica and store tell
@@ -159,7 +161,9 @@ class Membership:
     # ------------------------------------------------------------ a lost lease
 
     def lost(self, error: LeaseLost) -> None:
-        """See `ReplicaHost` and `CommitterHost`: everything here is dropped, and the engine joins again under a new id."""
+        """See `ReplicaHost` and `CommitterHost`: everything here is dropped, and the engine joins again under a new
+        id.
+        """
         if self.lost_error is not None or self._closed or self.replica is None:
             return
         logger.error("the lease was lost; all flows of this replica are dropped here and it joins again: %s", error)
@@ -186,10 +190,13 @@ class Membership:
                 await self._store.leave(old.id)  # nothing is left there if it was taken over
                 await self._join()
                 break
-            except StoreUnavailable as error:
+            except PerdureError as error:
                 logger.warning("joining again is tried until it succeeds: %s", error)
                 await asyncio.sleep(JOIN_AGAIN_SECONDS)
-        for write, told in committer.take_outside():  # what outsiders asked for needs no lease: it is made good under the new id
+        for (
+            write,
+            told,
+        ) in committer.take_outside():  # what outsiders asked for needs no lease: it is made good under the new id
             self.committer.write_and_tell(write, told)
 
     # ------------------------------------------------------------ the others

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from perdure import codec
 from perdure.api.scope import Started
 from perdure.engine.loop import FlowHandle, FlowTimer
 from perdure.errors import AlreadyStarted, FlowCancelled, InstanceNotFound, StepFailed
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
 from perdure.model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
+from perdure.stores.contract import cancel_mid
 
 if TYPE_CHECKING:
     from perdure.api.step import StepSpec
@@ -30,7 +33,20 @@ DROPPED: Final = 2
 class Op:
     """What all operations have in common."""
 
-    __slots__ = ("arguments", "at_least", "digest", "expired", "failed", "future", "key", "name", "outcome", "ref", "run", "state")
+    __slots__ = (
+        "arguments",
+        "at_least",
+        "digest",
+        "expired",
+        "failed",
+        "future",
+        "key",
+        "name",
+        "outcome",
+        "ref",
+        "run",
+        "state",
+    )
     kind: str = ""
 
     def __init__(self, run: Execution, name: str, arguments: bytes | None, digest: bytes) -> None:
@@ -277,7 +293,12 @@ class StartOp(Op):
         run.append(self, 1, run.loop.now)
         run.write(
             host.new_instance(
-                self.ref, self.flow, self.id, self.child_arguments, self.wanted_digest, None if self.detached else run.uid
+                self.ref,
+                self.flow,
+                self.id,
+                self.child_arguments,
+                self.wanted_digest,
+                None if self.detached else run.uid,
             )
         )
         self.give()
@@ -287,7 +308,7 @@ class StartOp(Op):
         if not self.detached:
             self.run.has_children = True
         if not self.future.done():
-            self.future.set_result(Started(self.flow, self.id, self.wanted_digest))
+            self.future.set_result(Started(self.flow, self.id, self.wanted_digest, self.ref))
 
 
 class WaitOp(Op):
@@ -348,7 +369,13 @@ class WaitOp(Op):
         run.mailbox.waits.pop(self.key, None)
         run.write(Unwatch(run.uid, run.number, self.key))
         if self.child:
-            run.write(run.cancel_request(self.target.flow, self.target.id, "the wait for it was cancelled"))
+            request = run.cancel_request(self.target.flow, self.target.id, "the wait for it was cancelled")
+            if (
+                self.target.uid is not None
+            ):  # one request, whether for this or because the parent ends: else its cleanup is cut off
+                message = msgspec.structs.replace(request.message, mid=cancel_mid(run.uid, self.target.uid))
+                request = msgspec.structs.replace(request, message=message)
+            run.write(request)
 
 
 class SendOp(Op):
@@ -360,7 +387,10 @@ class SendOp(Op):
     def __init__(self, run: Execution, send: Send) -> None:
         body = send.message.body
         super().__init__(
-            run, send.flow, body, codec.digest(codec.encode([send.id, send.message.key, send.message.name]) + (body or b""))
+            run,
+            send.flow,
+            body,
+            codec.digest(codec.encode([send.id, send.message.key, send.message.name]) + (body or b"")),
         )
         self.to = send
 

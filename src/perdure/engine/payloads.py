@@ -45,7 +45,9 @@ class Payloads:
             raise error.at(where) from None
 
     def round_trip(self, value: object, where: str) -> tuple[bytes, Any]:
-        """The stored bytes and what decoding them gives. Raises NotEncodable (also if it is not the same) and PayloadTooLarge."""
+        """The stored bytes and what decoding them gives. Raises NotEncodable (also if it is not the same) and
+        PayloadTooLarge.
+        """
         try:
             data, copy = codec.round_trip(value)
         except NotEncodable as error:
@@ -59,7 +61,9 @@ class Payloads:
         return codec.decode(data if self._hook is None else self._hook.decode(data))
 
     def encode_error(self, error: BaseException, where: str) -> bytes:
-        """The stored bytes of an exception; one that is too large is kept as its type and the beginning of its message."""
+        """The stored bytes of an exception; one that is too large is kept as its type and the beginning of its
+        message.
+        """
         data = codec.encode_error(error)
         if len(data) > self.limit:
             data = codec.encode_error(PayloadTooLarge(f"{where}: {type(error).__name__}", len(data), self.limit))
@@ -72,7 +76,8 @@ class Payloads:
     def arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
     ) -> tuple[bytes, bytes, frozenset[int | str]]:
-        """The stored bytes of a call's arguments, their digest, and which of them (position or keyword) cannot be encoded.
+        """The stored bytes of a call's arguments, their digest, and which of them (position or keyword) cannot be
+        encoded.
 
         Those are kept as a placeholder and are not part of the digest.
         """
@@ -104,7 +109,11 @@ class Payloads:
             positional = [values[i] for i in range(n)]
             return [positional, {k: values[k] for k in kwargs}] if kwargs else positional
 
-        return self._seal(codec.encode(parts(shown)), where), codec.digest(codec.encode(parts(hidden))), frozenset(opaque)
+        return (
+            self._seal(codec.encode(parts(shown)), where),
+            codec.digest(codec.encode(parts(hidden))),
+            frozenset(opaque),
+        )
 
     def copies(
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[int | str]
@@ -126,7 +135,9 @@ class Payloads:
             raise error.at(where) from None
 
     def same_today(self, recorded: bytes, digest: bytes) -> bool:
-        """Whether recorded arguments, decoded and encoded with today's types, have this digest: a new field has a default."""
+        """Whether recorded arguments, decoded and encoded with today's types, have this digest: a new field has a
+        default.
+        """
         try:
             return codec.digest(codec.encode(codec.decode(self._open(recorded)))) == digest
         except (NotEncodable, DoesNotFit):

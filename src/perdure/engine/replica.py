@@ -34,7 +34,14 @@ class Replica:
     """One membership: from `join` to `leave`, or until the lease is lost."""
 
     def __init__(
-        self, store: Store, host: ReplicaHost, time: EngineTime, *, lease: float, stall_limit: float, running: Callable[[], str]
+        self,
+        store: Store,
+        host: ReplicaHost,
+        time: EngineTime,
+        *,
+        lease: float,
+        stall_limit: float,
+        running: Callable[[], str],
     ) -> None:
         self.id = store.system.new_replica_id()
         self.epoch = 0

@@ -201,7 +201,9 @@ class Scheduler:
         """See `System.new_uid`."""
         return self._store.system.new_uid()
 
-    def new_instance(self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None) -> Create:
+    def new_instance(
+        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
+    ) -> Create:
         """The write that creates an instance: owned by this replica while there is room and the flow is known here."""
         now = self.now()
         version = self.version_of(flow)
@@ -290,9 +292,7 @@ class Scheduler:
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
         self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self._flows[write.flow], name)
 
-    def spawn(
-        self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None
-    ) -> Execution:
+    def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None) -> Execution:
         """The instance is resident and runs, from the next turn on."""
         execution = Execution(self, self.payloads, flow, loaded, parent)
         self.resident[execution.uid] = execution
@@ -302,7 +302,9 @@ class Scheduler:
         return execution
 
     def _route(self, sent: Sent) -> None:
-        """A row that was written into an inbox reaches the instance if it is resident here, else the claim is made at once."""
+        """A row that was written into an inbox reaches the instance if it is resident here, else the claim is made
+        at once.
+        """
         if sent.uid is None or not sent.new:
             return
         execution = self.resident.get(sent.uid)
@@ -312,7 +314,9 @@ class Scheduler:
             self._missed.add(sent.uid)
         elif sent.owner is None:
             self._changed.set()
-        elif sent.owner == self._replica.id:  # created by the same batch, or claimed and being loaded: `spawn` is to come
+        elif (
+            sent.owner == self._replica.id
+        ):  # created by the same batch, or claimed and being loaded: `spawn` is to come
             self._early.setdefault(sent.uid, []).append(sent.message)
 
     def _ended(self, finish: Finish) -> None:
@@ -375,7 +379,16 @@ class Scheduler:
         self.blocked_count += 1
         self._committer.discard(execution.uid)
         self.real.call_soon(self._forget, execution.uid)
-        return [Release(execution.uid, State.BLOCKED, None, (), f"StoreRefused: {error}", self.version_of(execution.instance.flow))]
+        return [
+            Release(
+                execution.uid,
+                State.BLOCKED,
+                None,
+                (),
+                f"StoreRefused: {error}",
+                self.version_of(execution.instance.flow),
+            )
+        ]
 
     # ------------------------------------------------------------ unloading
 
@@ -496,7 +509,12 @@ class Scheduler:
         if room <= 0 or self.holding or not self._replica.safe_to_start():
             return 0, None
         rows, next_due = await self._store.claim(
-            self._replica.id, self._committer.epoch, flows=list(self._flows), now=self.now(), limit=min(room, CLAIM), thorough=thorough
+            self._replica.id,
+            self._committer.epoch,
+            flows=list(self._flows),
+            now=self.now(),
+            limit=min(room, CLAIM),
+            thorough=thorough,
         )
         await self._load(rows)
         return len(rows), next_due
@@ -573,7 +591,11 @@ class Scheduler:
             pass
         tasks = self._steps.cut_off()
         if tasks:
-            logger.warning("drain: %d steps did not end within %g s; they are cut off and begin again elsewhere", len(tasks), seconds)
+            logger.warning(
+                "drain: %d steps did not end within %g s; they are cut off and begin again elsewhere",
+                len(tasks),
+                seconds,
+            )
             await asyncio.wait(tasks, timeout=self.stall_limit)
         for execution in list(self.resident.values()):
             self._try_release(execution, anyway=True)

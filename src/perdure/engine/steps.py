@@ -1,7 +1,8 @@
 """Runs attempts of steps: as plain tasks of the real loop, or in threads. It tells the execution how each ended.
 
 It knows nothing of order or journals. An attempt ends in exactly one call of its execution: `step_done`, `step_failed`,
-`step_gone`, `outcome_unknown`; or in none, if it was cut off (drain, eviction, lost lease), so that it is begun again elsewhere.
+`step_gone`, `outcome_unknown`; or in none, if it was cut off (drain, eviction, lost lease), so that it is begun
+again elsewhere.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class StepRunner:
             attempt.task.cancel()
 
     def cut_off(self, run: Execution | None = None) -> list[asyncio.Task[None]]:
-        """The attempts (of one execution, or all) are cancelled and leave no trace: they will be begun again. Gives their tasks."""
+        """The attempts (of one execution, or all) are cancelled and leave no trace: they will be begun again. Gives
+        their tasks.
+        """
         tasks: list[asyncio.Task[None]] = []
         for attempt in list(self.running):
             if run is None or attempt.op.run is run:
@@ -227,7 +230,8 @@ class StepRunner:
     async def _in_thread(
         self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
-        """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
+        """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped.
+        """
         attempt.in_thread = True
         work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(fn, *args, **kwargs))
         try:
@@ -235,7 +239,9 @@ class StepRunner:
         except asyncio.CancelledError:
             _, running = await asyncio.wait([work], timeout=self._host.stall_limit)
             if running:
-                logger.warning("step %s was cancelled and its thread goes on; look at current().cancelled in it", attempt.step)
+                logger.warning(
+                    "step %s was cancelled and its thread goes on; look at current().cancelled in it", attempt.step
+                )
                 work.add_done_callback(_retrieve)
             else:
                 _retrieve(work)

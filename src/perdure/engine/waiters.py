@@ -1,4 +1,6 @@
-"""Who waits for results: told by the finishing commit if the instance is resident here, else by one batched query per process."""
+"""Who waits for results: told by the finishing commit if the instance is resident here, else by one batched query
+per process.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
     If the instance is not owned by the batch's replica, and neither ended nor unknown, a wake-up row is written too.
     A message (not an answer or cancel request) for an unknown (flow, id) waits and is adopted by its creation;
-    a message with a key seen before in this run is dropped. A cancel request for an ended or unknown instance is dropped.
+    a message with a key seen before in this run is dropped. A cancel request for an ended or unknown instance is
+    dropped.
     """
 
     flow: str
@@ -70,7 +71,8 @@ class Take(msgspec.Struct, frozen=True, gc=False):
 class Watch(msgspec.Struct, frozen=True, gc=False):
     """The asker wants to know how (flow, id) ends. Answered by `Sent` with the answer's row, or `None` while it lives.
 
-    If the instance has ended, is unknown, or was started with other arguments than `digest` says (where given), the answer's
+    If the instance has ended, is unknown, or was started with other arguments than `digest` says (where given), the
+    answer's
     row is written at once, else by the batch that finishes it: `Message(kind=ANSWER, key=key, run=run, type=<state or
     "not-found" or "already-started">, body=<the instance's outcome>, failed=<not succeeded>)`, with
     `mid = answer_mid(asker, run, key)`.
@@ -124,7 +126,9 @@ class Release(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """The instance has ended; watchers are answered, unfinished attached children are asked to cancel. Answered by `Finished`."""
+    """The instance has ended; watchers are answered, unfinished attached children are asked to cancel. Answered by
+    `Finished`.
+    """
 
     uid: bytes
     state: State
@@ -134,9 +138,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     """Whether it may have attached children (spares a look)."""
 
 
-Write = (
-    Create | Entry | PendingPut | PendingDrop | Send | Take | Watch | Unwatch | Expose | Update | Release | Finish
-)
+Write = Create | Entry | PendingPut | PendingDrop | Send | Take | Watch | Unwatch | Expose | Update | Release | Finish
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -150,7 +152,9 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Created(msgspec.Struct, frozen=True, gc=False):
-    """The instance was created (now, or by the same write before); `inbox` are the messages that waited for it, in order."""
+    """The instance was created (now, or by the same write before); `inbox` are the messages that waited for it, in
+    order.
+    """
 
     inbox: tuple[Message, ...] = ()
 
@@ -180,7 +184,9 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotOwned(msgspec.Struct, frozen=True, gc=False):
-    """An image did not match: the batch's replica does not own that instance (any more); the rest of the batch stands."""
+    """An image did not match: the batch's replica does not own that instance (any more); the rest of the batch
+    stands.
+    """
 
     uid: bytes
 

@@ -24,7 +24,9 @@ def cancel_mid(parent: bytes, child: bytes) -> bytes:
 
 
 class Hung(msgspec.Struct, frozen=True):
-    """A replica whose lease is over, whose process lives, and which cannot be taken over because it holds the database."""
+    """A replica whose lease is over, whose process lives, and which cannot be taken over because it holds the
+    database.
+    """
 
     replica: str
     pid: int
@@ -47,7 +49,9 @@ class Store(Protocol):
     system: System
 
     async def open(self) -> None:
-        """The schema is there and readable; refuses what is not ours, newer, read-only or damaged (`NotOurs`, `StoreCorrupt`, ...)."""
+        """The schema is there and readable; refuses what is not ours, newer, read-only or damaged (`NotOurs`,
+        `StoreCorrupt`, ...).
+        """
         ...
 
     async def close(self) -> None:
@@ -61,7 +65,8 @@ class Store(Protocol):
         ...
 
     def renew(self, replica: str, lease: float) -> float:
-        """The lease holds for `lease` seconds from the time returned: the store's clock, epoch seconds. Blocking; any thread.
+        """The lease holds for `lease` seconds from the time returned: the store's clock, epoch seconds. Blocking;
+        any thread.
 
         Raises:
             LeaseLost: the replica was taken over.
@@ -83,8 +88,10 @@ class Store(Protocol):
     async def reap(self, me: str, *, kill_hung: bool, limit: int = 1000) -> Reaped:
         """Replicas that are dead or whose lease is over own nothing any more, as far as can be.
 
-        Their fence is set dead first (after which no batch of theirs commits), then their instances are freed in chunks of
-        `limit`: waiting ones become suspended (with a wake-up row if a message is there that is neither taken nor seen), the
+        Their fence is set dead first (after which no batch of theirs commits), then their instances are freed in
+        chunks of
+        `limit`: waiting ones become suspended (with a wake-up row if a message is there that is neither taken nor
+        seen), the
         others scheduled, due now; then their rows are deleted. Any replica can finish what another began.
         """
         ...
@@ -104,11 +111,14 @@ class Store(Protocol):
     async def claim(
         self, replica: str, epoch: int, *, flows: Sequence[str], now: float, limit: int, thorough: bool = False
     ) -> tuple[list[Instance], float | None]:
-        """Up to `limit` instances that nobody owns and that can go on are the replica's and `running`, longest due first.
+        """Up to `limit` instances that nobody owns and that can go on are the replica's and `running`, longest due
+        first.
 
         Of the given flow types: scheduled or suspended ones that are due, suspended ones with a wake-up row, and with
-        `thorough` suspended ones with a message neither taken nor seen. Of any type, and blocked ones too: those with an
-        untaken cancel request and a wake-up row. Their wake-up rows are gone. The rows are given as they were before the claim (state,
+        `thorough` suspended ones with a message neither taken nor seen. Of any type, and blocked ones too: those
+        with an
+        untaken cancel request and a wake-up row. Their wake-up rows are gone. The rows are given as they were before
+        the claim (state,
         waiting, due_at). Also gives the time when the next one is due (None: none by itself).
         """
         ...
@@ -120,7 +130,9 @@ class Store(Protocol):
     # -- reading
 
     async def load(self, uids: Sequence[bytes]) -> list[Loaded]:
-        """The instances with journal (by seq), pending operations and untaken messages (oldest first); missing ones left out."""
+        """The instances with journal (by seq), pending operations and untaken messages (oldest first); missing ones
+        left out.
+        """
         ...
 
     async def inbox(self, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:
@@ -142,13 +154,17 @@ class Store(Protocol):
     async def find(
         self, *, flow: str | None, states: Sequence[State] | None, since: float | None, after: bytes | None, limit: int
     ) -> list[Instance]:
-        """Up to `limit` instances in the order of their creation (by uid), after the uid `after`, created at `since` or later."""
+        """Up to `limit` instances in the order of their creation (by uid), after the uid `after`, created at `since`
+        or later.
+        """
         ...
 
     # -- noticing
 
     def on_change(self, notify: Callable[[], None]) -> None:
-        """`notify` is called, from any thread, soon after somebody else has committed; never for one's own commits alone."""
+        """`notify` is called, from any thread, soon after somebody else has committed; never for one's own commits
+        alone.
+        """
         ...
 
     async def check(self) -> None:

@@ -165,6 +165,17 @@ class Turnstile:
             self._inside = self._queue()
             self._stuck = self._inside is None
 
+    def try_enter(self) -> bool:
+        """It is this writer's turn at once; False: somebody else stands in it."""
+        file = self._file
+        if file is None:
+            file = self._file = _Fd(self._path)
+        if not file.lock():
+            return False
+        self._stuck = False
+        self._inside = file
+        return True
+
     def leave(self) -> None:
         """The next one may go."""
         file, self._inside = self._inside, None

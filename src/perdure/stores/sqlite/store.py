@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from perdure.stores.sqlite.connection import Database
 
 _HUNG_WAIT_MS = 1000
+_FEW = 8
+"""A batch of so many writes is committed where it is asked for, if that needs no waiting."""
 
 
 class _Member:
@@ -151,7 +153,8 @@ class SqliteStore:
         """See Store."""
         writer = self._open_writer()
         fold = Folded(batch.writes)  # here, because beside a busy loop the thread would wait for the GIL to do it
-        answers = await writer.write(lambda db: writing.write(db, batch, fold))
+        write = writer.write_quickly if len(batch.writes) <= _FEW else writer.write
+        answers = await write(lambda db: writing.write(db, batch, fold))
         self._changed()
         return answers
 

@@ -37,6 +37,9 @@ PRESENCE_S: Final = 1.0
 BUSY_MS: Final = 2000
 CHECKPOINT_PAGES: Final = 1000
 """4 MB of log, moved to the database after a commit has been answered, not in it."""
+QUICK_S: Final = 0.003
+SLOW_PAUSE_S: Final = 1.0
+"""After a commit on the event loop that took longer than this, commits go through the thread for so long."""
 LOG_BYTES: Final = CHECKPOINT_PAGES * 4200
 
 _REFUSED: Final = (apsw.TooBigError, apsw.ConstraintError, apsw.MismatchError)
@@ -79,6 +82,9 @@ class Writer:
         self._gone: StoreUnavailable | None = None
         self._data_version = 0
         self._log_pages = 0
+        self._using = threading.Lock()
+        """Held by whoever uses the connection."""
+        self._slow_until = 0.0
 
     async def start(self) -> None:
         """The database is open and whole, the thread takes jobs."""
@@ -105,6 +111,57 @@ class Writer:
         """The work's result, once it is on disk as a transaction of its own."""
         return self.do(lambda db: self.transaction(db, work))
 
+    def write_quickly(self, work: Callable[[Database], T]) -> Future[T]:
+        """As `write`, for a few rows: done here and now if nobody else wants to write and the disk is quick, else by
+        the thread.
+
+        The way to the thread and back takes as long as the commit itself: 245 µs together, 150 without it.
+        """
+        began = self._clock.monotonic()
+        if began >= self._slow_until and self._jobs.empty() and self._using.acquire(blocking=False):
+            try:
+                future: Future[T] = get_running_loop().create_future()
+                if self._at_once(work, future):
+                    return future
+            finally:
+                self._using.release()
+                if self._clock.monotonic() - began > QUICK_S:
+                    self._slow_until = began + SLOW_PAUSE_S
+        return self.write(work)
+
+    def _at_once(self, work: Callable[[Database], T], future: Future[T]) -> bool:
+        """The transaction's outcome is in the future; False: it would have to wait, and was not begun."""
+        db = self._db
+        if db is None or not self._turnstile.try_enter():
+            return False
+        try:
+            self._present()
+            db.set_busy_timeout(0)
+            try:
+                db.execute("begin immediate")
+            except apsw.BusyError:
+                return False
+            finally:
+                db.set_busy_timeout(BUSY_MS)
+            with mapped(self._path):
+                future.set_result(self._finish(db, work))
+        except Exception as error:
+            future.set_exception(error)
+        finally:
+            self._turnstile.leave()
+        return True
+
+    def _finish(self, db: Database, work: Callable[[Database], T]) -> T:
+        """The work is done and committed in the transaction that was begun, or that is rolled back."""
+        try:
+            result = work(db)
+            self._commit(db)
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        return result
+
     def transaction(self, db: Database, work: Callable[[Database], T], wait_ms: int = BUSY_MS) -> T:
         """The work is on disk, or nothing of it is.
 
@@ -122,16 +179,9 @@ class Writer:
                 finally:
                     if wait_ms != BUSY_MS:
                         db.set_busy_timeout(BUSY_MS)
-                try:
-                    result = work(db)
-                    self._commit(db)
-                except BaseException:
-                    if db.in_transaction:
-                        db.execute("rollback")
-                    raise
+                return self._finish(db, work)
         finally:
             self._turnstile.leave()
-        return result
 
     def look_again(self) -> None:
         """The next transaction looks first whether the file at the path is still the one that is open."""
@@ -152,7 +202,7 @@ class Writer:
             result: Any = None
             failure: BaseException | None = None
             try:
-                with mapped(self._path):
+                with self._using, mapped(self._path):
                     result = work(self._db)
             except BaseException as error:
                 failure = error
@@ -161,9 +211,10 @@ class Writer:
             except RuntimeError:
                 pass  # that loop has ended, and with it whoever waited
             del job, work, loop, future, result, failure
-            if self._jobs.empty():
-                self._checkpoint()
-            self._look_at_others()
+            with self._using:
+                if self._jobs.empty():
+                    self._checkpoint()
+                self._look_at_others()
 
     def _open(self, _: Database | None) -> None:
         db = schema.connect(self._path)
@@ -243,11 +294,13 @@ class Writer:
         self._looked = now
 
     def _idle(self) -> None:
-        try:
-            self._present()
-        except StoreUnavailable:
-            return
-        self._look_at_others()
+        with self._using:
+            try:
+                self._present()
+            except StoreUnavailable:
+                return
+            self._checkpoint()
+            self._look_at_others()
 
     def _look_at_others(self) -> None:
         db = self._db
