@@ -57,6 +57,10 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     same_journal: bool = True
     """Whether a crash leaves no trace in the journal (an unknown outcome does)."""
+    untaken: int = 0
+    """How many messages nobody takes."""
+    parallel: int = 1
+    """How many steps run at once at most."""
     may_end: Callable[[Any], bool] = lambda _: False
     """Which other outcomes a crash may lead to."""
 
@@ -156,7 +160,7 @@ def _shipped_or_unknown(outcome: Any) -> bool:
 
 CASES = [
     Case("chain", [flows.chain], _just_run(flows.chain, 1), 5),
-    Case("fan-out", [flows.fan_out], _just_run(flows.fan_out), [1, 2, 3, 4, 1, 2, 3, 4]),
+    Case("fan-out", [flows.fan_out], _just_run(flows.fan_out), [1, 2, 3, 4, 1, 2, 3, 4], parallel=4),
     Case("race", [flows.race], _just_run(flows.race), [1, 1, 0, 1]),
     Case("retries", [flows.retries], _just_run(flows.retries), [3, "never 3", 1]),
     Case(
@@ -166,18 +170,18 @@ CASES = [
     Case("messages", [flows.inbox], _send_messages, [2, 7, True, 3, None, 1]),
     Case(
         "streams", [flows.stream], _send_to_stream,
-        {"total": 6, "texts": ["x", "y"], "pairs": [[1, 2], [3, 0]], "first": 1},
+        {"total": 6, "texts": ["x", "y"], "pairs": [[1, 2], [3, 0]], "first": 1}, untaken=5,
     ),
-    Case("flow-to-flow", [flows.counter, flows.sender], _flow_to_flow, [None, [2, 3, 4]]),
-    Case("timers", [flows.timers], _timers, [[1, 1, 1]] * 3, {"max_resident": 1}),
+    Case("flow-to-flow", [flows.counter, flows.sender], _flow_to_flow, [None, [2, 3, 4]], parallel=2),
+    Case("timers", [flows.timers], _timers, [[1, 1, 1]] * 3, {"max_resident": 1}, parallel=3),
     Case("start-later", [flows.chain], _just_run(flows.chain, 1, after=0.005), 5),
     Case(
         "children", [flows.family, flows.leaf, flows.failing_leaf], _family,
-        [[11, 21, 31, "failed: leaf 5", 21, 1], 41],
+        [[11, 21, 31, "failed: leaf 5", 21, 1], 41], parallel=4,
     ),
     Case(
         "cancellation", [flows.cancelled, flows.patient], _cancel,
-        ["cancelled: enough", "cancelled: None", State.CANCELLED.value, State.CANCELLED.value],
+        ["cancelled: enough", "cancelled: None", State.CANCELLED.value, State.CANCELLED.value], parallel=2,
     ),
     Case("cancelled-early", [flows.chain], _cancel_early, ["cancelled: None", State.CANCELLED.value]),
     Case("compensation", [flows.compensation], _just_run(flows.compensation), "failed: Declined('car')"),
@@ -185,5 +189,5 @@ CASES = [
         "exposed", [flows.exposing], _exposing,
         [10, {"progress": {"done": 4, "total": 10}, "end": "now"}],
     ),
-    Case("unloading", [flows.counter], _many, [[1, 11, 21], [2, 12, 22], [3, 13, 23]], {"max_resident": 1}),
+    Case("unloading", [flows.counter], _many, [[1, 11, 21], [2, 12, 22], [3, 13, 23]], {"max_resident": 1}, parallel=3),
 ]  # fmt: skip

@@ -12,6 +12,8 @@ import apsw
 
 MAYBE = "maybe "
 """Effects of steps that the flow cancels: they may happen or not."""
+ONCE = "once "
+"""Effects of at-most-once steps."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,28 @@ def check_end(seen: Seen, plain: Seen, *, same_journal: bool) -> None:
     assert not any(seen.left.values()), f"rows are left over: {seen.left}"
 
 
+def untaken(seen: Seen) -> int:
+    """How many messages nobody took."""
+    return sum(1 for _, kind, _, what in seen.inbox if kind == "message" and what == "untaken")
+
+
 def _ends(seen: Seen) -> list[tuple[str, str]]:
     return sorted((stable(id), state) for id, state in seen.instances.values())
 
 
-def check_effects(at_crash: Sequence[Seen], end: Seen, plain: Seen) -> None:
-    """No recorded step ran again after a crash; the others ran as often as their policy says."""
+def check_effects(at_crash: Sequence[Seen], end: Seen, plain: Seen, *, parallel: int) -> None:
+    """No recorded step ran again after a crash; the others ran as often as their policy says.
+
+    A step starts when all before it is on disk: so at a crash at most as many effects are not recorded as run at once.
+    """
+    for crash in at_crash:
+        doubtful = [crash.labels[key] for key in crash.effects if key not in crash.recorded]
+        doubtful = [label for label in doubtful if not label.startswith(MAYBE)]
+        assert len(doubtful) <= parallel, f"these ran before what came before them was on disk: {doubtful}"
     usual = plain.done()
     shared = Counter(plain.labels[key] for key in plain.effects)  # keys per label
+    again = {end.labels[key] for key, count in end.effects.items() if count > 1 and end.labels[key].startswith(ONCE)}
+    assert not again, f"these are at most once and happened again: {again}"
     before = at_crash[0]
     for crash in at_crash[1:]:
         _check_one_life(before, crash, usual, shared, ended=False)

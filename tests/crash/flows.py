@@ -140,7 +140,7 @@ async def retries() -> list[object]:
 
 @step(at_most_once=True)
 async def ship(label: str) -> str:
-    effect(label)
+    effect(f"once {label}")
     return f"shipped {label}"
 
 

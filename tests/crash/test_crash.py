@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.cases import CASES, Case
-from tests.crash.checks import MAYBE, Seen, check_effects, check_end, see
+from tests.crash.checks import MAYBE, Seen, check_effects, check_end, see, untaken
 from tests.crash.forks import Forks, Run
 from tests.support.faults import Mode
 
@@ -63,6 +63,7 @@ def plain(case: Case, first: Forks, ground: Path, tmp_path: Path) -> Seen:
         assert it.run(first).outcome == case.expected
         seen = see(it.folder)
         check_end(seen, seen, same_journal=True)
+        assert untaken(seen) == case.untaken
     return seen
 
 
@@ -80,7 +81,7 @@ def test_killed_at_any_store_call_it_ends_the_same(
             it.run(second)
             end = see(it.folder)
             check_end(end, plain, same_journal=case.same_journal)
-            check_effects([crash], end, plain)
+            check_effects([crash], end, plain, parallel=case.parallel)
     pytest.fail(f"more than {MOST_CALLS} store calls")
 
 
@@ -140,5 +141,5 @@ def fails_twice(it: Scene, one: Fault, two: Fault, plain: Seen, first: Forks, se
         it.run(first)
     end = see(it.folder)
     check_end(end, plain, same_journal=it.case.same_journal)
-    check_effects(crashes, end, plain)
+    check_effects(crashes, end, plain, parallel=it.case.parallel)
     return again.fault is not None

@@ -18,7 +18,7 @@ from typing import Any
 
 from perdure import Engine, State
 from perdure.model.records import Entry
-from perdure.model.writes import Answer, Batch
+from perdure.model.writes import Answer, Batch, Created
 from perdure.stores.sqlite import SqliteStore
 from tests.support.world import eventually
 
@@ -70,7 +70,8 @@ class MortalStore(SqliteStore):
     async def commit(self, batch: Batch) -> list[Answer]:
         answers = await super().commit(batch)
         if self._left is not None:
-            self._left -= sum(1 for write in batch.writes if isinstance(write, Entry) or getattr(write, "begun", None))
+            self._left -= sum(isinstance(write, Entry) for write in batch.writes)
+            self._left -= sum(isinstance(answer, Created) for answer in answers)  # each with its first entry
             if self._left <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         return answers

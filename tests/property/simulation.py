@@ -17,6 +17,7 @@ import msgspec
 
 from perdure import codec
 from perdure.api.scope import scope
+from perdure.engine import ending
 from perdure.engine.execution import Execution
 from perdure.engine.loop import FlowLoop
 from perdure.engine.operations import ASKED, ReadOp, StepOp
@@ -78,7 +79,7 @@ class Watched(Execution):
 class Simulation:
     """See the module; it is the execution's host, and its own real loop."""
 
-    def __init__(self, saved: Saved, plan: dict[str, Any]) -> None:
+    def __init__(self, saved: Saved, plan: dict[str, Any], flow: Any = program) -> None:
         self.saved = saved
         self.chance = random.Random(plan["seed"])
         self.planned: list[list[Any]] = plan["messages"]
@@ -112,11 +113,11 @@ class Simulation:
         for key, (number, id) in saved.watched.items():
             self._answers.append((number, key, id, False))
         instance = Instance(
-            saved.uid, 0, program.name, "one", State.RUNNING, "me", False, None, saved.arguments, b"", None, None, None, "", START, None
+            saved.uid, 0, flow.name, "one", State.RUNNING, "me", False, None, saved.arguments, b"", None, None, None, "", START, None
         )
         traces.pop("one", None)
         loaded = Loaded(instance, list(saved.entries), list(saved.pending), list(saved.inbox))
-        self.execution = Watched(self, Payloads(None, 1 << 20), program, loaded)  # type: ignore[arg-type]
+        self.execution = Watched(self, Payloads(None, 1 << 20), flow, loaded)  # type: ignore[arg-type]
         self.execution.at_live = None
         self.execution.loop.wake()
 
@@ -304,7 +305,7 @@ class Simulation:
     def end(self) -> None:
         """The execution is unloaded; the trace is as it was before."""
         self.trace = list(traces.get("one", ()))
-        self.execution.unload()
+        ending.unload(self.execution)
 
     # -- cutting
 

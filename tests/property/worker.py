@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import faulthandler
 import gc
 import json
 import logging
@@ -17,6 +18,8 @@ import msgspec
 
 from tests.property.simulation import Saved, Simulation, fresh
 
+JOB_SECONDS = 20
+"""A job that takes longer hangs: the process ends and says where."""
 UID = bytes(range(16))
 
 
@@ -71,10 +74,12 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     gc.disable()
     for number, line in enumerate(sys.stdin):
+        faulthandler.dump_traceback_later(JOB_SECONDS, exit=True)
         try:
             report = answer(json.loads(line))
         except BaseException:
             report = {"broken": traceback.format_exc()}
+        faulthandler.cancel_dump_traceback_later()
         print(json.dumps(report), flush=True)
         if number % 20 == 0:
             gc.collect()

@@ -36,7 +36,7 @@ async def main() -> None:
         for kind in ("slow", "brief", "waits"):
             if kind in sys.argv[3:]:
                 await engine.start(served, kind, id=kind)
-        print("ready", flush=True)
+        asyncio.get_running_loop().call_soon(lambda: print("ready", flush=True))  # when serve() listens for signals
         await engine.serve()
     print("ended", flush=True)
 

@@ -114,7 +114,7 @@ class World:
 
 
 async def eventually(
-    look: Callable[[], Awaitable[Any]], good: Callable[[Any], object] = bool, *, seconds: float = 10.0
+    look: Callable[[], Awaitable[Any]], good: Callable[[Any], object] = bool, *, seconds: float = 5.0
 ) -> Any:
     """What was seen when it was good at last; fails with what was seen last if that takes so many real seconds."""
     deadline = asyncio.get_running_loop().time() + seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from perdure.engine.loop import FlowLoop
 from perdure.errors import NonDeterminismError, Spins, WaitsForNothing
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def other_call(run: Execution, op: Op, recorded: str, where: str) -> NonDeterminismError:
     """The journal holds another operation under the key of the one that the code asks for, right now."""
     asked = f"{op.kind} {op.name}"
-    line = users_line(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
+    line = _users_line(sys._getframe(1)) or _main_line(run)  # pyright: ignore[reportPrivateUsage]
     same = " with other arguments" if recorded.startswith(asked) else ""
     message = f"{run!r}, operation {op.key}: the journal holds {recorded} ({where}), and the code asks for {asked}{same} at {line}"
     return NonDeterminismError(message, recorded=recorded, asked=asked, line=line)
@@ -42,7 +43,7 @@ def _unasked(run: Execution, recorded: str, where: str) -> NonDeterminismError:
 def waits_for_nothing(run: Execution) -> WaitsForNothing:
     """Nothing is outstanding and the flow has not ended."""
     stacks = ((task.get_name(), task.get_stack()) for task in run.loop.tasks if not task.done())
-    waiting = "; ".join(f"{name} at {users_line(stack[-1])}" for name, stack in stacks if stack) or "no task is left"
+    waiting = "; ".join(f"{name} at {_users_line(stack[-1])}" for name, stack in stacks if stack) or "no task is left"
     return WaitsForNothing(f"{run!r} waits for something that no step, message, timer or child will bring: {waiting}")
 
 
@@ -58,17 +59,18 @@ def _main_line(run: Execution) -> str:
     if run.main is None:
         return "its beginning"
     stack = run.main.get_stack()
-    return users_line(stack[-1]) if stack else "its end"
+    return (_users_line(stack[-1]) or "unknown line") if stack else "its end"
 
 
-def users_line(frame: Any) -> str:
-    """file:line of the innermost frame that is neither asyncio's nor ours."""
-    while frame is not None:
+def _users_line(frame: Any) -> str | None:
+    """file:line of the innermost frame that is neither asyncio's nor ours; None: the loop itself runs ours, as a task."""
+    while frame is not None and frame.f_code is not _TURN:
         filename = frame.f_code.co_filename
         if not any(part in filename for part in _OURS):
             return f"{filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return "unknown line"
+    return None
 
 
 _OURS: Final = ("/perdure/engine/", "/perdure/api/", "/asyncio/")
+_TURN: Final = FlowLoop._turn.__code__  # pyright: ignore[reportPrivateUsage]

@@ -10,19 +10,18 @@ while it lives. The rules are design points of their own:
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import heapq
 import itertools
 import logging
 import traceback
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from perdure import codec
 from perdure.api.scope import Place, fresh_context, scope
-from perdure.engine import differences
+from perdure.engine import differences, ending
 from perdure.engine.calls import Calls
+from perdure.engine.host import Host
 from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.names import check_name
@@ -37,8 +36,8 @@ from perdure.errors import (
     PerdureError,
     UnknownType,
 )
-from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending, State
-from perdure.model.writes import Create, Expose, Finish, PendingDrop, PendingPut, Send, Update, Write
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
+from perdure.model.writes import Expose, PendingDrop, PendingPut, Send, Update, Write
 
 if TYPE_CHECKING:
     from perdure.api.flow import FlowFunction
@@ -47,41 +46,13 @@ logger = logging.getLogger("perdure")
 
 AHEAD_ENTRIES: Final = 1_000
 """An instance that is so many entries ahead of the disk gets no more deliveries."""
-UNLOAD_TURNS: Final = 50
-"""So often an unloaded flow's tasks are cancelled before what does not end is left alone."""
-
-
-class Host(Protocol):
-    """What an execution asks of the engine. Nothing here waits."""
-
-    real: asyncio.AbstractEventLoop
-    base_context: Context
-    holding: bool
-    """While a commit fails or its outcome is unknown, nothing is delivered."""
-
-    def now(self) -> float: ...
-    def schedule(self, loop: FlowLoop, /) -> None: ...
-    def write(self, write: Write, /) -> int: ...
-    def gate(self, execution: Execution) -> None: ...
-    def start_step(self, op: StepOp | ReadOp) -> None: ...
-    def cancel_step(self, op: StepOp) -> None: ...
-    def arm(self, execution: Execution, when: float) -> None: ...
-    def settled(self, execution: Execution) -> None: ...
-    def finished(self, execution: Execution, finish: Finish) -> None: ...
-    def blocked(self, execution: Execution, error: BaseException) -> None: ...
-    def random(self) -> float: ...
-    def new_uid(self) -> bytes: ...
-    def new_instance(
-        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
-    ) -> Create: ...
-    def default_retry(self) -> Any: ...
 
 
 class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded", "_stale",
+        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded", "_stale", "alarm",
         "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited", "has_children", "host", "instance",
         "live", "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
         "running", "schedule", "seq", "stopped", "timers", "to_cancel", "to_go", "uid", "waiting",
@@ -117,6 +88,8 @@ class Execution:
         self.running: set[StepOp | ReadOp] = set()
         """Steps that run now, those dropped and not yet ended included."""
         self.timers: list[tuple[float, int, Op]] | None = None
+        self.alarm: Any = None
+        """The host's, for the earliest of the timers."""
         self.seq = 0
         self.asked = 0
         self.gate = 0
@@ -473,10 +446,14 @@ class Execution:
 
     def arm(self, when: float, op: Op) -> None:
         """The operation is due at this time."""
-        if self.timers is None:
-            self.timers = []
-        heapq.heappush(self.timers, (when, next(_number), op))
-        if self.timers[0][2] is op:
+        timers = self.timers
+        if timers is None:
+            self.timers = timers = []
+        elif len(timers) >= 64 and len(timers) & (len(timers) - 1) == 0:  # at powers of two: drop what is not wanted
+            self.timers = timers = [timer for timer in timers if timer[2].state == ASKED]
+            heapq.heapify(timers)
+        heapq.heappush(timers, (when, next(_number), op))
+        if timers[0][2] is op:
             self.host.arm(self, when)
 
     def _earliest(self) -> float | None:
@@ -515,7 +492,7 @@ class Execution:
 
     def outstanding(self) -> bool:
         """See `loop.Owner`."""
-        return bool(self.ops) or bool(self.completed) or bool(self.running) or self.mailbox.listening
+        return bool(self.ops or self.completed or self.running) or self.replaying or self.mailbox.listening
 
     def idle(self) -> None:
         """See `loop.Owner`: nothing moves inside. What the instance wants done is asked of the host."""
@@ -579,58 +556,20 @@ class Execution:
     # ------------------------------------------------------------ the end
 
     def _wind_up(self) -> bool:
-        """After the main coroutine, before anything more is delivered (so that replay does it at the same place),
-        the other tasks
-        are cancelled and run out, then generators that were left are closed. True: there is something to run.
-        """
-        loop = self.loop
-        left = [task for task in loop.tasks if not task.done()]
+        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs."""
         if not self._ending:
             self._ending = True
-            if left:
-                names = ", ".join(t.get_name() for t in left)
-                logger.warning("%r returned with unfinished tasks, which are cancelled: %s", self, names)
-                for task in left:
-                    task.cancel()
+            if ending.cancel_rest(self):
                 return True
-        if not left and loop.has_generators():
-            loop.create_task(loop.close_generators(), name="close generators")
-            return True
-        return False
+        return ending.close_generators(self)
 
     def _end(self) -> bool:
         """The outcome is written if everything inside has ended, and every step that was cancelled."""
-        if (
-            self.to_cancel
-            or any(op.state == DROPPED for op in self.running)
-            or not all(t.done() for t in self.loop.tasks)
-        ):
+        if self.to_cancel or any(op.state == DROPPED for op in self.running) or not all(t.done() for t in self.loop.tasks):
             return False
-        self._finish()
-        return True
-
-    def _finish(self) -> None:
-        main = self.main
-        assert main is not None  # noqa: S101
-        name = self.instance.flow
-        if main.cancelled():
-            state = State.CANCELLED
-            outcome = None if self.cancel_reason is None else self.payloads.encode(self.cancel_reason, "reason")
-        else:
-            error = main.exception()
-            state = State.FAILED
-            if error is None:
-                try:
-                    outcome, _ = self.payloads.round_trip(main.result(), f"result of {name}")
-                    state = State.SUCCEEDED
-                except (NotEncodable, PayloadTooLarge) as unfit:
-                    outcome = self.payloads.encode_error(unfit, name)
-            else:
-                outcome = self.payloads.encode_error(error, name)
-        if (untaken := self.mailbox.count()) > 0:
-            logger.info("%r ended with %d messages that nobody took; they are kept with it", self, untaken)
         self.stopped = True
-        self.host.finished(self, Finish(self.uid, state, outcome, self.host.now(), self.has_children))
+        self.host.finished(self, ending.outcome(self))
+        return True
 
     # ------------------------------------------------------------ what stops an execution
 
@@ -653,43 +592,7 @@ class Execution:
         text = "".join(traceback.format_exception(error)) if error is not None else ""
         logger.error("%r: %s %s", self, context.get("message", "unhandled error"), text)
 
-    # ------------------------------------------------------------ unloading
 
-    def unload(self) -> list[FlowTask]:
-        """Memory is free: every task has ended, cancelled again and again; gives those that do not end.
-
-        Durable calls of the dead execution never return and never act. Non-durable code in `finally` does run.
-        """
-        self.stopped = True
-        loop = self.loop
-        for _ in range(UNLOAD_TURNS):
-            left = [task for task in loop.tasks if not task.done()]
-            if not left:
-                break
-            loop.run_dead([task.cancel for task in left])
-        left = [task for task in loop.tasks if not task.done()]
-        loop.closed = True
-        self.ops.clear()
-        self.completed.clear()
-        if not left:  # no cycles for the collector
-            loop.tasks.clear()
-            loop.owner = NOBODY
-            self.main = None
-            del self.root, self.mailbox
-        return left
-
-
-class _Nobody:
-    """The owner of a loop whose execution is gone."""
-
-    def __repr__(self) -> str:
-        return "an unloaded flow"
-
-    def unhandled(self, context: dict[str, Any]) -> None:
-        """Nobody to tell."""
-
-
-NOBODY: Final[Any] = _Nobody()
 _number = itertools.count()  # ties between timers go by the order in which they were armed
 _GONE: Final[Any] = None
 _NO_ENTRIES: Final[list[Entry]] = []

@@ -151,7 +151,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
     """See the module. One per resident instance, entered from plain callbacks of the real loop only."""
 
     __slots__ = (
-        "_activity", "_created", "_generators", "_ready", "_salt", "_scheduled", "_stuck", "_turns", "closed", "now",
+        "_activity", "_created", "_generators", "_meddled", "_ready", "_salt", "_scheduled", "_stuck", "_turns", "closed", "closing", "now",
         "owner", "real", "tasks", "turning",
     )  # fmt: skip
     is_flow_loop: Final = True
@@ -172,6 +172,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._stuck = False  # idle by rule: turns only after the next delivery
         self._turns = 0
         self._activity = 0
+        self._meddled: list[FlowHandle] | None = None
+        self.closing: list[FlowTask] | None = None
+        """Tasks that close dropped generators: they are not cancelled when the flow returns."""
         self._generators: dict[int, Callable[[], Any]] | None = None  # by id, in the order of their first iteration
 
     # ------------------------------------------------------------ running
@@ -250,6 +253,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
             if not owner.outstanding():
                 if self._turns >= SPIN_TURNS:
                     owner.spins()
+                    self._stuck = True  # so that the owner is told that nothing moves any more
             elif unmoved:
                 self._stuck = True
         return self._stuck
@@ -258,6 +262,12 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """`callback` is called in the next turn, by order of the engine (not of the flow's code)."""
         self._ready.append(FlowHandle(callback, args, copy_context()))
         self.wake()
+
+    def end_meddled(self) -> None:
+        """Tasks that somebody outside tried to wake are called now, after their cancellation: else they could never end."""
+        if self._meddled:
+            self._ready += self._meddled
+            self._meddled = None
 
     def ready(self, handle: FlowHandle) -> None:
         """The handle's callback is called in the next turn."""
@@ -274,6 +284,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         try:
             for callback in callbacks:
                 callback()
+            self.end_meddled()
             for _ in range(DEAD_TURNS):
                 if not self._ready:
                     break
@@ -295,10 +306,10 @@ class FlowLoop(asyncio.AbstractEventLoop):
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
         """See asyncio. Raises NotDurable if the caller is not the flow itself."""
         if not self.turning or _get_running() is not self:
+            handle = FlowHandle(callback, args, context or copy_context())
             if self.closed:
-                return FlowHandle(
-                    callback, args, context or copy_context()
-                )  # what is left of an unloaded flow: ignored
+                return handle  # what is left of an unloaded flow: ignored
+            self._meddled = [*(self._meddled or ()), handle]
             self._own_turn("call_soon()")
         handle = FlowHandle(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
@@ -324,6 +335,11 @@ class FlowLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         """Flow time: that of the last delivered entry."""
         return self.now
+
+    def next_number(self) -> int:
+        """A hash that no other task or future of the flow has, the same at every replay."""
+        self._created += 1
+        return self._salt + self._created
 
     def create_future(self) -> Any:
         """See asyncio."""
@@ -413,7 +429,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
         if self.closed:
             return
         if self.turning and _get_running() is self and _collecting != threading.get_ident():
-            self.create_task(generator.aclose(), name="close generator")
+            task = self.create_task(generator.aclose(), name="close generator")
+            self.closing = [*(t for t in self.closing or () if not t.done()), task]
         else:
             self._strong(generator)
 
@@ -498,6 +515,25 @@ _ENSURE_FUTURE: Final = {
     f.__code__ for f in (asyncio.ensure_future, getattr(asyncio.tasks, "_ensure_future", asyncio.ensure_future))
 }
 asyncio.as_completed = asyncio.tasks.as_completed = _as_completed
+
+
+# ---------------------------------------------------------------- gather
+
+_original_gathering: Any = getattr(asyncio.tasks, "_GatheringFuture")  # noqa: B009  private to type checkers
+
+
+class _Gathering(_original_gathering):
+    """What `asyncio.gather` returns; in a flow its hash is a number, as that of tasks: it may be in a set for `asyncio.wait`."""
+
+    def __init__(self, children: Any, *, loop: Any) -> None:
+        self._number = loop.next_number() if isinstance(loop, FlowLoop) else id(self) >> 4
+        super().__init__(children, loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+setattr(asyncio.tasks, "_GatheringFuture", _Gathering)  # noqa: B010
 
 
 # ---------------------------------------------------------------- anyio

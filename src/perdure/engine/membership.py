@@ -74,7 +74,7 @@ class Membership:
             self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings, self.now,
             self._read,
         )  # fmt: skip
-        self.scheduler.start()
+        self.scheduler.claims.start()
 
     def _blocking(self) -> str:
         return self.scheduler.blocking_step() if self.scheduler is not None else ""
@@ -155,7 +155,7 @@ class Membership:
     def _look_elsewhere(self) -> None:
         if not self._closed:
             if self.scheduler is not None:
-                self.scheduler.notice()
+                self.scheduler.claims.notice()
             self.waiters.look()
 
     # ------------------------------------------------------------ a lost lease

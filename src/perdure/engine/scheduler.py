@@ -1,4 +1,4 @@
-"""Which instances are in memory: claims, wakes, parks and unloads them, and is the host of their executions.
+"""Which instances are in memory: wakes, parks and unloads them, and is the host of their executions.
 
 It moves facts between store, committer and executions; how an instance goes on is the execution's, how a batch is
 written the committer's.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from perdure import codec
 from perdure.api.flow import FlowFunction
+from perdure.engine import ending
+from perdure.engine.claiming import Claims
 from perdure.engine.committer import Committer, whose
 from perdure.engine.execution import Execution
 from perdure.engine.loop import IDLE_TURNS, FlowLoop
@@ -25,8 +25,8 @@ from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
-from perdure.errors import PerdureError, StoreRefused
-from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, State
+from perdure.errors import StoreRefused
+from perdure.model.records import Entry, Instance, Kind, Loaded, Message, State
 from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
 from perdure.stores.contract import Store
 
@@ -34,16 +34,6 @@ if TYPE_CHECKING:
     from perdure.model.retry import Retry
 
 logger = logging.getLogger("perdure")
-
-CLAIM: Final = 500
-"""Instances claimed and loaded at a time."""
-POLL_SECONDS: Final = 1.0
-"""The store is asked for work at least so often; a change by somebody else is noticed at once."""
-RETRY_SECONDS: Final = 0.05
-"""So soon it is asked again after its first failure."""
-THOROUGH_SECONDS: Final = 10.0
-"""So often the claim also looks for messages whose wake-up was lost."""
-
 
 class Settings:
     """What the scheduler is told once."""
@@ -106,11 +96,11 @@ class Scheduler:
         self.now = now
         self._store = store
         self._committer = committer
-        self._replica = replica
+        self.replica = replica
         self._timers = timers
         self._waiters = waiters
-        self._flows = flows
-        self._settings = settings
+        self.flows = flows
+        self.settings = settings
         self._read = read
         self._steps = StepRunner(self)
         self.start_step = self._steps.start
@@ -120,15 +110,11 @@ class Scheduler:
         self._ready_loops: list[FlowLoop] = []
         self._gated: list[Execution] = []
         self._parked: dict[Execution, None] = {}
-        self._suspending: dict[bytes, Release] = {}
-        self._missed: set[bytes] = set()
-        self._early: dict[bytes, list[Message]] = {}
+        self.suspending: dict[bytes, Release] = {}
+        self.missed: set[bytes] = set()
+        self.early: dict[bytes, list[Message]] = {}
         """Messages for instances that are this replica's and not in memory yet."""
-        self._changed = asyncio.Event()
-        self._looks_at = float("inf")
-        self._unsure = False
-        """Whether the answer to a claim, or to a question about messages, was lost."""
-        self._poll: asyncio.Task[None] | None = None
+        self.claims = Claims(self, store, committer, timers)
         self._unloading = False
         self._released: asyncio.Event | None = None
         self.blocked_count = 0
@@ -161,7 +147,7 @@ class Scheduler:
         elif self.draining:
             execution.gated = False
             self._try_release(execution)
-        elif self._replica.safe_to_start():
+        elif self.replica.safe_to_start():
             execution.gated = False
             execution.gate_open()
         else:
@@ -169,21 +155,17 @@ class Scheduler:
 
     def arm(self, execution: Execution, when: float) -> None:
         """See `execution.Host`."""
-        self._timers.at(when, self._fire, execution)
+        if execution.alarm is not None:
+            self._timers.put_off(execution.alarm)
+        execution.alarm = self._timers.at(when, self._fire, execution)
 
     def _fire(self, execution: Execution) -> None:
         execution.fire(self.now())
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Callable[[], None]:
         """The callback is called at that time, unless the function that is returned was called before."""
-        wanted = [True]
-
-        def unless() -> None:
-            if wanted:
-                callback()
-
-        self._timers.at(when, unless)
-        return wanted.clear
+        alarm = self._timers.at(when, callback)
+        return lambda: self._timers.put_off(alarm)
 
     async def read_for(self, op: ReadOp) -> Any:
         """What the store knows of another instance."""
@@ -191,7 +173,7 @@ class Scheduler:
 
     def default_retry(self) -> Retry | None:
         """The engine's rule for steps that do not say."""
-        return self._settings.default_retry
+        return self.settings.default_retry
 
     def random(self) -> float:
         """For jitter."""
@@ -207,16 +189,16 @@ class Scheduler:
         """The write that creates an instance: owned by this replica while there is room and the flow is known here."""
         now = self.now()
         version = self.version_of(flow)
-        owned = flow in self._flows and len(self.resident) < self._settings.max_running and not self.draining
-        begun = self._begun(uid, 0, flow, version, now) if owned else None
+        owned = flow in self.flows and len(self.resident) < self.settings.max_running and not self.draining
+        begun = self.begun(uid, 0, flow, version, now) if owned else None
         return Create(uid, flow, id, arguments, digest, parent, owned, None if owned else now, version, now, begun)
 
     def version_of(self, flow: str) -> str:
         """The identity of the flow's code, as far as it was given."""
-        function = self._flows.get(flow)
-        return (function.version if function is not None else None) or self._settings.version
+        function = self.flows.get(flow)
+        return (function.version if function is not None else None) or self.settings.version
 
-    def _begun(self, uid: bytes, run: int, flow: str, version: str, now: float) -> Entry:
+    def begun(self, uid: bytes, run: int, flow: str, version: str, now: float) -> Entry:
         told = codec.encode({"version": version, "idle_turns": IDLE_TURNS})
         return Entry(uid, run, 0, "", Kind.BEGUN, flow, told, NO_DIGEST, False, None, 0, now, now)
 
@@ -228,7 +210,7 @@ class Scheduler:
         execution.parked_at = self.now()
         if self.draining:
             self._try_release(execution)
-        elif len(self.resident) > self._settings.max_resident and not self._unloading:
+        elif len(self.resident) > self.settings.max_resident and not self._unloading:
             self._unloading = True
             self.real.call_soon(self._unload_longest_waiting)
 
@@ -239,14 +221,14 @@ class Scheduler:
     def blocked(self, execution: Execution, error: BaseException) -> None:
         """The instance is set aside, visibly, with the reason; nothing of it is lost."""
         uid = execution.uid
-        if uid in self._suspending or uid not in self.resident:
+        if uid in self.suspending or uid not in self.resident:
             return
         logger.error("%r is blocked: %s", execution, error)
         self.blocked_count += 1
         execution.stopped = True
         reason = f"{type(error).__name__}: {error}"
         release = Release(uid, State.BLOCKED, None, (), reason, self.version_of(execution.instance.flow))
-        self._suspending[uid] = release
+        self.suspending[uid] = release
         self._steps.cut_off(execution)
         self._committer.write(release)
 
@@ -269,7 +251,7 @@ class Scheduler:
             if isinstance(write, Create) and write.owned and write.begun is not None:
                 self._spawn_new(write, answer)
             elif isinstance(write, Create) and write.due_at is not None:
-                self._look_at(write.due_at)
+                self.claims.look_at(write.due_at)
         elif isinstance(answer, Sent):
             self._route(answer)
         elif isinstance(answer, Finished):
@@ -284,19 +266,19 @@ class Scheduler:
         if write.uid in self.resident:
             return
         instance = Instance(
-            write.uid, 0, write.flow, write.id, State.RUNNING, self._replica.id, False, None, write.arguments, write.digest, write.parent,
+            write.uid, 0, write.flow, write.id, State.RUNNING, self.replica.id, False, None, write.arguments, write.digest, write.parent,
             None, None, write.version, write.at, None,
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
         parent = self.resident.get(write.parent) if write.parent is not None else None
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
-        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self._flows[write.flow], name)
+        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self.flows[write.flow], name)
 
     def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None) -> Execution:
         """The instance is resident and runs, from the next turn on."""
         execution = Execution(self, self.payloads, flow, loaded, parent)
         self.resident[execution.uid] = execution
-        for message in self._early.pop(execution.uid, ()):
+        for message in self.early.pop(execution.uid, ()):
             execution.mailbox.admit(message)
         execution.loop.wake()
         return execution
@@ -308,30 +290,30 @@ class Scheduler:
         if sent.uid is None or not sent.new:
             return
         execution = self.resident.get(sent.uid)
-        if execution is not None and sent.uid not in self._suspending:
+        if execution is not None and sent.uid not in self.suspending:
             execution.mailbox.admit(sent.message)
-        elif sent.uid in self._suspending:
-            self._missed.add(sent.uid)
+        elif sent.uid in self.suspending:
+            self.missed.add(sent.uid)
         elif sent.owner is None:
-            self._changed.set()
+            self.claims.notice()
         elif (
-            sent.owner == self._replica.id
+            sent.owner == self.replica.id
         ):  # created by the same batch, or claimed and being loaded: `spawn` is to come
-            self._early.setdefault(sent.uid, []).append(sent.message)
+            self.early.setdefault(sent.uid, []).append(sent.message)
 
     def _ended(self, finish: Finish) -> None:
         self._waiters.tell(finish.uid, finish.state, finish.outcome)
         self._forget(finish.uid)
 
     def _dropped(self, uid: bytes, release: Release) -> None:
-        if self._suspending.get(uid) is release:
-            del self._suspending[uid]
+        if self.suspending.get(uid) is release:
+            del self.suspending[uid]
         self._forget(uid)
         if release.due_at is not None:
-            self._look_at(release.due_at)
-        if uid in self._missed:
-            self._missed.discard(uid)
-            self._changed.set()
+            self.claims.look_at(release.due_at)
+        if uid in self.missed:
+            self.missed.discard(uid)
+            self.claims.notice()
         self._waiters.look()
 
     def _forget(self, uid: bytes) -> None:
@@ -341,7 +323,9 @@ class Scheduler:
         self._parked.pop(execution, None)
         if execution.running:
             self._steps.cut_off(execution)
-        left = execution.unload()
+        if execution.alarm is not None:
+            self._timers.put_off(execution.alarm)
+        left = ending.unload(execution)
         if left:
             self.stuck.extend(left)
             logger.warning(
@@ -359,7 +343,7 @@ class Scheduler:
     def renewed(self) -> None:
         """The lease holds again: steps that waited for that start, and what is due is claimed."""
         self._open_gates()
-        self._changed.set()
+        self.claims.notice()
 
     def holding_changed(self, *, holding: bool) -> None:
         """While the store takes no commits nothing is delivered."""
@@ -394,7 +378,7 @@ class Scheduler:
 
     def _unload_longest_waiting(self) -> None:
         self._unloading = False
-        excess = len(self.resident) - len(self._suspending) - self._settings.max_resident
+        excess = len(self.resident) - len(self.suspending) - self.settings.max_resident
         for execution in list(self._parked):
             if excess <= 0:
                 break
@@ -404,13 +388,13 @@ class Scheduler:
     def suspend(self, execution: Execution) -> bool:
         """The waiting instance is handed to the committer as nobody's; frozen from now on. False: it is not waiting."""
         uid = execution.uid
-        if not execution.waiting or execution.stopped or uid in self._suspending or execution.completed:
+        if not execution.waiting or execution.stopped or uid in self.suspending or execution.completed:
             return False
         if execution.due_at is not None and execution.due_at <= self.now():
             return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
         execution.stopped = True
         release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken())
-        self._suspending[uid] = release
+        self.suspending[uid] = release
         self._parked.pop(execution, None)
         self._committer.write(release)
         return True
@@ -424,144 +408,9 @@ class Scheduler:
             self._forget(uid)
             self._waiters.look()
 
-    # ------------------------------------------------------------ claiming
-
-    def start(self) -> None:
-        """Work is looked for, now and always."""
-        self._poll = self.real.create_task(self._look_for_work())
-
-    def notice(self) -> None:
-        """Somebody else has written to the store; may be called in the real loop only."""
-        self._changed.set()
-
-    async def _look_for_work(self) -> None:
-        thorough_at = self.now() + THOROUGH_SECONDS
-        while not self.draining:
-            self._changed.clear()
-            wait = POLL_SECONDS
-            try:
-                if self._unsure:
-                    await self._find_what_is_ours()
-                await self._read_wakeups()
-                thorough = self.now() >= thorough_at
-                if thorough:
-                    thorough_at = self.now() + THOROUGH_SECONDS
-                claimed, next_due = await self._claim(thorough=thorough)
-                if claimed:
-                    continue
-                if next_due is not None:
-                    self._look_at(next_due)
-                self._sweep()
-            except Exception as error:
-                trace = None if isinstance(error, PerdureError) else error
-                logger.warning("work cannot be looked for now, tried again: %s", error, exc_info=trace)
-                wait = POLL_SECONDS if self._unsure else RETRY_SECONDS
-                self._unsure = True
-            try:
-                async with asyncio.timeout(wait):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
-
-    async def _find_what_is_ours(self) -> None:
-        """After a lost answer: what a claim may have given to this replica is here, and no message was overlooked."""
-        await self._read_inboxes(list(self.resident))
-        rows: list[Instance] = []
-        while True:
-            rows = await self._store.find(
-                flow=None, states=[State.RUNNING], since=None, after=rows[-1].uid if rows else None, limit=CLAIM
-            )
-            lost = [r for r in rows if r.owner == self._replica.id and r.uid not in self.resident]
-            before = [State.BLOCKED if r.reason is not None else State.SCHEDULED for r in lost]
-            await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
-            if len(rows) < CLAIM:
-                break
-        self._unsure = False
-
-    def _look_at(self, when: float) -> None:
-        """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
-        if when < self._looks_at:
-            self._looks_at = when
-            self._timers.at(when, self._look_now)
-
-    def _look_now(self) -> None:
-        self._looks_at = float("inf")
-        self._changed.set()
-
-    async def _read_wakeups(self) -> None:
-        uids = await self._store.wakeups(self._replica.id)
-        if uids:
-            await self._read_inboxes(uids)
-
-    async def _read_inboxes(self, uids: Iterable[bytes]) -> None:
-        for uid, messages in (await self._store.inbox(list(uids))).items():
-            execution = self.resident.get(uid)
-            if execution is None:
-                continue
-            if uid in self._suspending:
-                self._missed.add(uid)
-                continue
-            for message in messages:
-                execution.mailbox.admit(message)
-
-    async def _claim(self, *, thorough: bool) -> tuple[int, float | None]:
-        room = self._settings.max_running - len(self.resident)
-        if room <= 0 or self.holding or not self._replica.safe_to_start():
-            return 0, None
-        rows, next_due = await self._store.claim(
-            self._replica.id,
-            self._committer.epoch,
-            flows=list(self._flows),
-            now=self.now(),
-            limit=min(room, CLAIM),
-            thorough=thorough,
-        )
-        await self._load(rows)
-        return len(rows), next_due
-
-    async def _load(self, rows: Sequence[Instance]) -> None:
-        """These instances, which this replica owns and which stood so before, are in memory and run."""
-        if not rows:
-            return
-        before = {row.uid: row for row in rows}
-        found = await self._store.load(list(before))
-        parents = await self._names([loaded.instance.parent for loaded in found])
-        for loaded in found:
-            uid = loaded.instance.uid
-            if loaded.instance.owner == self._replica.id and uid not in self.resident:
-                self._run_claimed(before[uid], loaded, parents)
-            self._early.pop(uid, None)
-
-    async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
-        """Flow and id of these instances, for `current().parent`."""
-        wanted = {uid for uid in uids if uid is not None}
-        return {row.uid: (row.flow, row.id) for row in await self._store.instances(list(wanted))} if wanted else {}
-
-    def _run_claimed(self, before: Instance, loaded: Loaded, parents: Mapping[bytes, tuple[str, str]]) -> None:
-        flow = self._flows.get(before.flow)
-        cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
-        if cancel is not None and (flow is None or before.state is State.BLOCKED or not loaded.entries):
-            self._cancel_without_code(before, cancel)
-            return
-        if flow is None:
-            self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
-            return
-        if not loaded.entries:
-            begun = self._begun(before.uid, before.run, before.flow, self.version_of(before.flow), self.now())
-            number = self._committer.write(begun)
-            loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
-            self.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number
-            return
-        execution = self.spawn(loaded, flow, parents.get(before.parent or b""))
-        execution.restarted = True
-        execution.had_waited = before.state is State.SUSPENDED
-
-    def _cancel_without_code(self, instance: Instance, request: Message) -> None:
-        self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self.now(), children=True))
-
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Instances that have waited longer than `unload_after` leave memory."""
-        after = self._settings.unload_after
+        after = self.settings.unload_after
         if after is None:
             return
         limit = self.now() - after
@@ -575,10 +424,8 @@ class Scheduler:
     async def drain(self, seconds: float) -> None:
         """Nothing new starts; running steps may end and are recorded; then everything is nobody's, durably."""
         self.draining = True
-        self._changed.set()
-        if self._poll is not None:
-            self._poll.cancel()
-            await asyncio.gather(self._poll, return_exceptions=True)
+        if (looking := self.claims.stop()) is not None:
+            await asyncio.gather(looking, return_exceptions=True)
         self._released = asyncio.Event()
         if not self.resident:
             return
@@ -604,21 +451,20 @@ class Scheduler:
     def _try_release(self, execution: Execution, *, anyway: bool = False) -> None:
         """An instance without a running step is nobody's, to go on where its row says."""
         uid = execution.uid
-        if uid in self._suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
+        if uid in self.suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
             return
         execution.stopped = True
         waiting = execution.waiting and not execution.completed
         state = State.SUSPENDED if waiting else State.SCHEDULED
         seen = execution.mailbox.untaken() if waiting else ()
         release = Release(uid, state, execution.due_at if waiting else self.now(), seen)
-        self._suspending[uid] = release
+        self.suspending[uid] = release
         self._committer.write(release)
 
     def abandon(self) -> list[asyncio.Task[None]]:
         """The lease is lost: every execution and step here is dropped, nothing is written. Gives the steps' tasks."""
         self.draining = True
-        if self._poll is not None:
-            self._poll.cancel()
+        self.claims.stop()
         tasks = self._steps.cut_off()
         for uid in list(self.resident):
             self.resident[uid].stopped = True

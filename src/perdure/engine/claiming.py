@@ -1,0 +1,190 @@
+"""Finds what this replica may run: claims instances that nobody owns, reads what was sent to those it has.
+
+It moves rows into the scheduler; what runs and when is not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from perdure.engine.committer import Committer
+from perdure.engine.timers import Timers
+from perdure.errors import PerdureError
+from perdure.model.records import Instance, Loaded, Message, MessageKind, State
+from perdure.model.writes import Finish, Release
+from perdure.stores.contract import Store
+
+if TYPE_CHECKING:
+    from perdure.engine.scheduler import Scheduler
+
+logger = logging.getLogger("perdure")
+
+CLAIM: Final = 500
+"""Instances claimed and loaded at a time."""
+POLL_SECONDS: Final = 1.0
+"""The store is asked for work at least so often; a change by somebody else is noticed at once."""
+RETRY_SECONDS: Final = 0.05
+"""So soon it is asked again after its first failure."""
+THOROUGH_SECONDS: Final = 10.0
+"""So often the claim also looks for messages whose wake-up was lost."""
+
+
+class Claims:
+    """See the module. One per scheduler."""
+
+    def __init__(self, scheduler: Scheduler, store: Store, committer: Committer, timers: Timers) -> None:
+        self._scheduler = scheduler
+        self._store = store
+        self._committer = committer
+        self._timers = timers
+        self._now = scheduler.now
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._looks_at = float("inf")
+        self.unsure = False
+        """An answer of the store was lost: what it gave may be unknown here."""
+
+    def start(self) -> None:
+        """Work is looked for, now and always."""
+        self._task = asyncio.Task(self._look_for_work(), loop=self._scheduler.real)
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Nothing more is claimed, once the task that is given has ended."""
+        self._changed.set()
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    def notice(self) -> None:
+        """Somebody has written something that may be work; called in the real loop only."""
+        self._changed.set()
+
+    async def _look_for_work(self) -> None:
+        thorough_at = self._now() + THOROUGH_SECONDS
+        while not self._scheduler.draining:
+            self._changed.clear()
+            wait = POLL_SECONDS
+            try:
+                if self.unsure:
+                    await self._find_what_is_ours()
+                await self._read_wakeups()
+                thorough = self._now() >= thorough_at
+                if thorough:
+                    thorough_at = self._now() + THOROUGH_SECONDS
+                claimed, next_due = await self._claim(thorough=thorough)
+                if claimed:
+                    continue
+                if next_due is not None:
+                    self.look_at(next_due)
+                self._scheduler.sweep()
+            except Exception as error:
+                trace = None if isinstance(error, PerdureError) else error
+                logger.warning("work cannot be looked for now, tried again: %s", error, exc_info=trace)
+                wait = POLL_SECONDS if self.unsure else RETRY_SECONDS
+                self.unsure = True
+            try:
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _find_what_is_ours(self) -> None:
+        """After a lost answer: what a claim may have given to this replica is here, and no message was overlooked."""
+        await self._read_inboxes(list(self._scheduler.resident))
+        rows: list[Instance] = []
+        while True:
+            rows = await self._store.find(
+                flow=None, states=[State.RUNNING], since=None, after=rows[-1].uid if rows else None, limit=CLAIM
+            )
+            lost = [r for r in rows if r.owner == self._scheduler.replica.id and r.uid not in self._scheduler.resident]
+            before = [State.BLOCKED if r.reason is not None else State.SCHEDULED for r in lost]
+            await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
+            if len(rows) < CLAIM:
+                break
+        self.unsure = False
+
+    def look_at(self, when: float) -> None:
+        """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
+        if when < self._looks_at:
+            self._looks_at = when
+            self._timers.at(when, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looks_at = float("inf")
+        self._changed.set()
+
+    async def _read_wakeups(self) -> None:
+        uids = await self._store.wakeups(self._scheduler.replica.id)
+        if uids:
+            await self._read_inboxes(uids)
+
+    async def _read_inboxes(self, uids: Iterable[bytes]) -> None:
+        for uid, messages in (await self._store.inbox(list(uids))).items():
+            execution = self._scheduler.resident.get(uid)
+            if execution is None:
+                continue
+            if uid in self._scheduler.suspending:
+                self._scheduler.missed.add(uid)
+                continue
+            for message in messages:
+                execution.mailbox.admit(message)
+
+    async def _claim(self, *, thorough: bool) -> tuple[int, float | None]:
+        room = self._scheduler.settings.max_running - len(self._scheduler.resident)
+        if room <= 0 or self._scheduler.holding or not self._scheduler.replica.safe_to_start():
+            return 0, None
+        rows, next_due = await self._store.claim(
+            self._scheduler.replica.id,
+            self._committer.epoch,
+            flows=list(self._scheduler.flows),
+            now=self._now(),
+            limit=min(room, CLAIM),
+            thorough=thorough,
+        )
+        await self._load(rows)
+        return len(rows), next_due
+
+    async def _load(self, rows: Sequence[Instance]) -> None:
+        """These instances, which this replica owns and which stood so before, are in memory and run."""
+        if not rows:
+            return
+        before = {row.uid: row for row in rows}
+        found = await self._store.load(list(before))
+        parents = await self._names([loaded.instance.parent for loaded in found])
+        for loaded in found:
+            uid = loaded.instance.uid
+            if loaded.instance.owner == self._scheduler.replica.id and uid not in self._scheduler.resident:
+                self._run_claimed(before[uid], loaded, parents)
+            self._scheduler.early.pop(uid, None)
+
+    async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
+        """Flow and id of these instances, for `current().parent`."""
+        wanted = {uid for uid in uids if uid is not None}
+        return {row.uid: (row.flow, row.id) for row in await self._store.instances(list(wanted))} if wanted else {}
+
+    def _run_claimed(self, before: Instance, loaded: Loaded, parents: Mapping[bytes, tuple[str, str]]) -> None:
+        flow = self._scheduler.flows.get(before.flow)
+        cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
+        if cancel is not None and (flow is None or before.state is State.BLOCKED or not loaded.entries):
+            self._cancel_without_code(before, cancel)
+            return
+        if flow is None:
+            self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
+            return
+        if not loaded.entries:
+            begun = self._scheduler.begun(before.uid, before.run, before.flow, self._scheduler.version_of(before.flow), self._now())
+            number = self._committer.write(begun)
+            loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
+            self._scheduler.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number
+            return
+        execution = self._scheduler.spawn(loaded, flow, parents.get(before.parent or b""))
+        execution.restarted = True
+        execution.had_waited = before.state is State.SUSPENDED
+
+    def _cancel_without_code(self, instance: Instance, request: Message) -> None:
+        self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self._now(), children=True))

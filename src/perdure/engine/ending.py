@@ -1,0 +1,105 @@
+"""How an execution ends: what is left inside is ended, the outcome is made, memory is freed."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from perdure.errors import NotEncodable, PayloadTooLarge
+from perdure.model.records import State
+from perdure.model.writes import Finish
+
+if TYPE_CHECKING:
+    from perdure.engine.execution import Execution
+    from perdure.engine.loop import FlowTask
+
+logger = logging.getLogger("perdure")
+
+UNLOAD_TURNS: Final = 50
+"""So often an unloaded flow's tasks are cancelled before what does not end is left alone."""
+
+
+def cancel_rest(run: Execution) -> bool:
+    """The tasks that the main coroutine left are cancelled, as `asyncio.run` does. False: there is none.
+
+    Except those that close a dropped generator (its last reference may go with the main coroutine): cancelled before
+    they have begun, they would leave out its `finally`.
+    """
+    left = [task for task in run.loop.tasks if not task.done() and not _closes_generator(task)]
+    if left:
+        names = ", ".join(t.get_name() for t in left)
+        logger.warning("%r returned with unfinished tasks, which are cancelled: %s", run, names)
+    for task in left:
+        task.cancel()
+    run.loop.end_meddled()
+    return bool(left)
+
+
+def _closes_generator(task: FlowTask) -> bool:
+    return type(task.get_coro()).__name__ == "async_generator_athrow"
+
+
+def close_generators(run: Execution) -> bool:
+    """When no task is left, generators that were not exhausted are being closed. False: there is none."""
+    loop = run.loop
+    if any(not task.done() for task in loop.tasks) or not loop.has_generators():
+        return False
+    loop.create_task(loop.close_generators(), name="close generators")
+    return True
+
+
+def outcome(run: Execution) -> Finish:
+    """How the run ended: what its main task returned or raised."""
+    main, payloads, name = run.main, run.payloads, run.instance.flow
+    assert main is not None  # noqa: S101
+    if main.cancelled():
+        state = State.CANCELLED
+        data = None if run.cancel_reason is None else payloads.encode(run.cancel_reason, "reason")
+    elif (error := main.exception()) is not None:
+        state, data = State.FAILED, payloads.encode_error(error, name)
+    else:
+        try:
+            data, _ = payloads.round_trip(main.result(), f"result of {name}")
+            state = State.SUCCEEDED
+        except (NotEncodable, PayloadTooLarge) as unfit:
+            state, data = State.FAILED, payloads.encode_error(unfit, name)
+    if (untaken := run.mailbox.count()) > 0:
+        logger.info("%r ended with %d messages that nobody took; they are kept with it", run, untaken)
+    return Finish(run.uid, state, data, run.host.now(), run.has_children)
+
+
+def unload(run: Execution) -> list[FlowTask]:
+    """Memory is free: every task has ended, cancelled again and again; gives those that do not end.
+
+    Durable calls of the dead execution never return and never act. Non-durable code in `finally` does run.
+    """
+    run.stopped = True
+    loop = run.loop
+    for _ in range(UNLOAD_TURNS):
+        left = [task for task in loop.tasks if not task.done()]
+        if not left:
+            break
+        loop.run_dead([task.cancel for task in left])
+    left = [task for task in loop.tasks if not task.done()]
+    loop.closed = True
+    run.ops.clear()
+    run.completed.clear()
+    if not left:  # no cycles for the collector
+        loop.tasks.clear()
+        loop.owner = _NOBODY
+        run.main = None
+        del run.root, run.mailbox
+    return left
+
+
+class _Nobody:
+    """The owner of a loop whose execution is gone."""
+
+    def __repr__(self) -> str:
+        return "an unloaded flow"
+
+    def unhandled(self, context: dict[str, Any]) -> None:
+        """Nobody to tell."""
+
+
+_NOBODY: Final[Any] = _Nobody()
