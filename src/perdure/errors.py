@@ -162,7 +162,7 @@ class OutcomeUnknown(PerdureError):
 
 
 class StoreRefused(PerdureError):
-    """The store will not take this operation's data, now or ever; the outcome of the step is this error."""
+    """The database will not take this data, now or ever: change it. A flow whose data is refused is blocked."""
 
 
 # ---------------------------------------------------------------- engine and store

@@ -230,7 +230,7 @@ async def test_a_thousand_unloads(
     assert not [r for r in caplog.records if "destroyed" in r.getMessage() or r.levelno >= logging.ERROR], caplog.text
     gc.collect()
     assert highest <= 30
-    del handle, handles, scheduler
+    del handle, handles, scheduler, engine
     await until(lambda: gc.collect() >= 0 and not executions)
 
 

@@ -1,13 +1,15 @@
 """A small language of flows: a program is a tree of plain JSON data, and one flow interprets it.
 
-Every node writes into a trace what it saw, in which order. The trace is kept outside the flow, so that it can be compared
-however the flow ends. Whatever may be ordered differently by another hash seed or memory layout ought to be in this language.
+Every node writes into a trace what it saw, in which order. The trace is kept outside the flow, so that it can be
+compared however the flow ends. Whatever may be ordered differently by another hash seed or memory layout ought to be
+in this language.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ Node = dict[str, Any]
 
 traces: dict[str, list[Any]] = {}
 """By instance id: what its flow saw so far, in this process."""
+
+pace: random.Random | None = None
+"""Steps take a little while by chance; None: they are done at once."""
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
@@ -41,6 +46,8 @@ class Failure(Exception):
 
 @step
 async def work(label: str, value: object, fails: int) -> object:
+    if pace is not None:
+        await asyncio.sleep(pace.random() * 0.002)
     if current().attempt <= fails:
         raise Failure(label)
     return f"{label}={value}"
@@ -65,6 +72,14 @@ def described(error: BaseException) -> Any:
     if isinstance(error, BaseExceptionGroup):
         return [type(error).__name__, [described(e) for e in error.exceptions]]
     return [type(error).__name__, *(str(a) for a in error.args if isinstance(error, Failure))]
+
+
+def outcome(task: asyncio.Task[Any]) -> Any:
+    """How the task ended."""
+    if task.cancelled():
+        return "cancelled"
+    error = task.exception()
+    return task.result() if error is None else described(error)
 
 
 @flow(name="program")
@@ -203,7 +218,7 @@ class Interpreter:
         while tasks:
             done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=node["seconds"])
             for task in done:
-                self.see(node, "done", task.get_name(), "cancelled" if task.cancelled() else described(task.exception() or OSError()))
+                self.see(node, "done", task.get_name(), outcome(task))
             rounds += 1
             if node["cancel"] or (not done and rounds > 2):
                 for task in tasks:
@@ -353,7 +368,92 @@ class Interpreter:
                     break
         await work(f"after {node['n']}", "", 0)
 
+    async def do_wait_all(self, node: Node) -> Any:
+        tasks = self.tasks(node)
+        how = asyncio.FIRST_EXCEPTION if node["stop"] else asyncio.ALL_COMPLETED
+        done, pending = await asyncio.wait(tasks, return_when=how)
+        for task in [*done, *pending]:
+            self.see(node, task.get_name(), outcome(task) if task.done() else "pending")
+            task.cancel()
+            await work(f"w{node['n']}", task.get_name(), 0)
+
+    async def do_barrier(self, node: Node) -> Any:
+        barrier = asyncio.Barrier(len(node["parts"]))
+
+        async def arrive(part: Node) -> Any:
+            try:
+                await self.run(part)
+            finally:
+                number = await barrier.wait()
+            return [number, await work(f"b{part['n']}", number, 0)]
+
+        return await self.settle(node, [asyncio.create_task(arrive(part)) for part in node["parts"]])
+
+    async def do_condition(self, node: Node) -> Any:
+        condition = asyncio.Condition()
+        turn = 0
+
+        async def one(number: int, part: Node) -> Any:
+            nonlocal turn
+            async with condition:
+                await condition.wait_for(lambda: turn >= number)
+                try:
+                    return await self.run(part)
+                finally:
+                    turn += 1
+                    condition.notify_all()
+
+        return await self.settle(node, [asyncio.create_task(one(*row)) for row in enumerate(node["parts"])])
+
+    @contextlib.asynccontextmanager
+    async def resource(self, part: Node) -> AsyncIterator[Any]:
+        found = await self.run(part)
+        try:
+            yield found
+        finally:
+            await work(f"release {part['n']}", "", 0)
+
+    async def do_stack(self, node: Node) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            return [await stack.enter_async_context(self.resource(part)) for part in node["parts"]]
+
+    async def do_callback(self, node: Node) -> Any:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[float] = loop.create_future()
+        loop.call_later(node["seconds"], lambda: done.done() or done.set_result(loop.time()))
+        await self.run(node["part"])
+        return await done
+
     # -- anyio
+
+    async def do_any_start(self, node: Node) -> Any:
+        async def serve(part: Node, *, task_status: Any) -> None:
+            task_status.started(await work(f"ready {part['n']}", "", 0))
+            await self.run(part)
+
+        async with anyio.create_task_group() as group:
+            for part in node["parts"]:
+                self.see(node, "started", await group.start(serve, part))
+            if node["stop"]:
+                group.cancel_scope.cancel()
+
+    async def do_any_locks(self, node: Node) -> Any:
+        lock, limit, event = anyio.Lock(), anyio.Semaphore(2), anyio.Event()
+
+        async def one(part: Node) -> None:
+            async with limit:
+                async with lock:
+                    await work(f"l{part['n']}", "locked", 0)
+                try:
+                    await self.run(part)
+                finally:
+                    event.set()
+
+        async with anyio.create_task_group() as group:
+            for part in node["parts"]:
+                group.start_soon(one, part)
+            await event.wait()
+            self.see(node, "event")
 
     async def do_any_group(self, node: Node) -> Any:
         async with anyio.create_task_group() as group:

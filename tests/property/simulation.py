@@ -1,7 +1,7 @@
-"""One instance on a host that is all chance from one seed: commits, completions, timers and messages come in any order.
+"""One instance on a host that is all chance from one seed: commits, completions, timers, messages come in any order.
 
-No real loop, thread or time is involved: whatever happens is one event of `Simulation.step`. What was written can be cut
-anywhere, and another simulation, in another process, goes on from there.
+No real loop, thread or time is involved: whatever happens is one event of `Simulation.run`. What was written can be
+cut anywhere, and another simulation, in another process, goes on from there.
 """
 
 from __future__ import annotations
@@ -113,8 +113,10 @@ class Simulation:
         for key, (number, id) in saved.watched.items():
             self._answers.append((number, key, id, False))
         instance = Instance(
-            saved.uid, 0, flow.name, "one", State.RUNNING, "me", False, None, saved.arguments, b"", None, None, None, "", START, None
-        )
+            uid=saved.uid, run=0, flow=flow.name, id="one", state=State.RUNNING, owner="me", waiting=False, due_at=None,
+            arguments=saved.arguments, digest=b"", parent=None, outcome=None, reason=None, version="", created_at=START,
+            ended_at=None,
+        )  # fmt: skip
         traces.pop("one", None)
         loaded = Loaded(instance, list(saved.entries), list(saved.pending), list(saved.inbox))
         self.execution = Watched(self, Payloads(None, 1 << 20), flow, loaded)  # type: ignore[arg-type]
@@ -148,7 +150,7 @@ class Simulation:
 
     def _open(self) -> None:
         execution = self.execution
-        if self._gated and self.durable >= execution.gate:
+        if self._gated and self.durable >= execution.gate and not self.holding:
             self._gated = False
             execution.gated = False
             execution.gate_open()
@@ -189,7 +191,9 @@ class Simulation:
         self._uids += 1
         return self._uids.to_bytes(16, "big")
 
-    def new_instance(self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None) -> Create:
+    def new_instance(
+        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
+    ) -> Create:
         return Create(uid, flow, id, arguments, digest, parent, False, self.clock, "", self.clock, None)
 
     def default_retry(self) -> None:
@@ -202,8 +206,11 @@ class Simulation:
         found: list[tuple[int, Callable[[], object]]] = []
         if self._callbacks:
             found.append((12, self.turn))
-        if self.durable < len(self.writes):
+        if self.holding:
+            found.append((4, self.hold_no_more))
+        elif self.durable < len(self.writes):
             found.append((6, self.commit))
+            found.append((1, self.hold))
         if self._running:
             found.append((6, self.end_a_step))
         if self._cancelling:
@@ -234,6 +241,14 @@ class Simulation:
                 self._answers = [a for a in self._answers if a[1] != write.key]
         self._open()
 
+    def hold(self) -> None:
+        """A commit fails: nothing is delivered until one succeeds."""
+        self.holding = True
+
+    def hold_no_more(self) -> None:
+        self.holding = False
+        self._open()
+
     def end_a_step(self) -> None:
         op = self._running.pop(self.chance.randrange(len(self._running)))
         if not isinstance(op, StepOp):
@@ -247,7 +262,7 @@ class Simulation:
             if op.spec.is_async:
                 value = _at_once(context, value)
             data, copy = run.payloads.round_trip(value, op.name)
-        except Exception as error:  # noqa: BLE001  every outcome is told
+        except Exception as error:
             run.step_failed(op, error)
         else:
             run.step_done(op, data, copy)
@@ -276,7 +291,8 @@ class Simulation:
 
     def cancel(self) -> None:
         """The instance is asked to end."""
-        self._come(Message(self.new_uid(), MessageKind.CANCEL, None, None, MessageKind.CANCEL, None, False, -1, self.clock))
+        kind = MessageKind.CANCEL
+        self._come(Message(self.new_uid(), kind, None, None, kind, None, False, -1, self.clock))
 
     def _come(self, message: Message) -> None:
         self.sent.append((len(self.writes), message))

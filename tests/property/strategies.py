@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ LEAF = st.one_of(STEP, STEP, WAITING, WAITING, OTHER)
 def around(inner: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
     """The structures over inner nodes."""
     some = st.lists(inner, min_size=1, max_size=4)
-    maybe = st.sampled_from([None, *([0] * 0)]) | LIMITS
+    maybe = st.none() | LIMITS
     return st.one_of(
         node("sequence", parts=some),
         node("gather", parts=some, collect=st.booleans()),
@@ -67,6 +68,13 @@ def around(inner: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
         node("any_move_on", part=inner, seconds=LIMITS),
         node("any_fail", part=inner, seconds=LIMITS),
         node("any_shield", part=inner),
+        node("wait_all", parts=some, stop=st.booleans()),
+        node("barrier", parts=some),
+        node("condition", parts=some),
+        node("stack", parts=some),
+        node("callback", part=inner, seconds=SECONDS),
+        node("any_start", parts=some, stop=st.booleans()),
+        node("any_locks", parts=some),
         node("any_stream", parts=some, size=st.integers(0, 2)),
     )
 
@@ -95,7 +103,8 @@ def nodes(tree: Node) -> list[Node]:
     return [tree, *(n for part in inner if part is not None for n in nodes(part))]
 
 
-TREES = st.recursive(LEAF, around, max_leaves=10)
+LEAVES = int(os.environ.get("PERDURE_PROPERTY_LEAVES", "10"))
+TREES = st.recursive(LEAF, around, max_leaves=LEAVES)
 PROGRAMS = st.one_of(around(LEAF), TREES, TREES, st.builds(lambda p: {"do": "gather", "collect": True, "parts": p},
                      st.lists(TREES, min_size=2, max_size=4))).map(numbered)  # fmt: skip
 MESSAGES = st.lists(

@@ -16,14 +16,18 @@ from tests.property.pool import Worker, workers
 from tests.property.strategies import PLANS, PROGRAMS, Node, nodes
 
 EXAMPLES = int(os.environ.get("PERDURE_PROPERTY_EXAMPLES", "0"))
-CHECKED = settings(
-    max_examples=EXAMPLES or 200,
-    derandomize=not EXAMPLES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=False,
-)
+
+
+def checked(examples: int) -> settings:
+    """So many programs, always the same; or as many new ones as the environment says."""
+    return settings(
+        max_examples=EXAMPLES or examples,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def same(report: dict[str, Any], first: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 120)
-@CHECKED
+@checked(250)
 @given(program=PROGRAMS, plan=PLANS)
 def test_a_cut_anywhere_changes_nothing(pool: list[Worker], program: Node, plan: dict[str, Any]) -> None:
     first = pool[0].do(do="first", program=program, plan=plan)

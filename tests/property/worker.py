@@ -1,6 +1,6 @@
 """A process with a hash seed of its own that runs programs: one JSON line in, one JSON line out.
 
-`python -m tests.property.worker`; a job is {"do": "first", "program", "plan"} or {"do": "replay", "saved", "plan", "only"}.
+A job is {"do": "first", "program", "plan"} or {"do": "replay", "saved", "plan", "only"}.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def cut_at(simulation: Simulation, n: int) -> dict[str, Any]:
         expected = [length, sorted([*asked, key] if key else asked)]
     else:
         expected = None
-    return {"at": n, "saved": packed(simulation.cut(n)), "expected": expected, "left": [list(m) for m in simulation.plan_left(n)]}
+    return {"at": n, "saved": packed(simulation.cut(n)), "expected": expected, "left": simulation.plan_left(n)}
 
 
 def replay(saved: Saved, plan: dict[str, Any], *, only: bool) -> dict[str, Any]:

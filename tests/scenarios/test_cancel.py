@@ -1,4 +1,4 @@
-"""Cancellation as asyncio knows it: it can be caught, `finally` may run steps, and who is cancelled twice gets it twice."""
+"""Cancellation as asyncio knows it: it can be caught, `finally` may run steps, twice requested is twice raised."""
 
 import asyncio
 import threading

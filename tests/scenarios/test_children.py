@@ -62,7 +62,9 @@ async def test_a_child_is_started_once_however_often_the_parent_dies(world: Worl
     engine = await world.engine(parent, waits, max_resident=0 if eager else 100)
     await engine.start(parent, id="p")
     for _ in range(3):
-        await eventually(lambda: every(engine, waits), lambda found: len(found) == 1 and found[0].state is State.SUSPENDED)
+        await eventually(
+            lambda e=engine: every(e, waits), lambda found: len(found) == 1 and found[0].state is State.SUSPENDED
+        )
         engine = await world.restart(engine)
     (child,) = await every(engine, waits)
     await engine.send(waits, child.id, "it")
@@ -243,7 +245,9 @@ async def test_waiting_with_a_limit_cancels_nothing(world: World) -> None:
     assert await handle.result(timeout=10) == ["child got late"]
 
 
-async def test_an_instance_with_the_same_arguments_is_used_and_with_others_is_an_error_where_it_is_awaited(world: World) -> None:
+async def test_an_instance_with_the_same_arguments_is_used_and_with_others_is_an_error_where_it_is_awaited(
+    world: World,
+) -> None:
     @flow
     async def parent() -> list[Any]:
         same = await start(double, 1, id="taken")
@@ -359,6 +363,4 @@ async def test_grandchildren_follow_when_the_grandparent_is_cancelled(world: Wor
     await eventually(lambda: every(engine, leaf), lambda found: found and found[0].state is State.SUSPENDED)
     await handle.cancel()
     await until(lambda: sorted(cleaned) == ["leaf", "middle"])
-    await eventually(
-        lambda: every(engine, None), lambda found: [i.state for i in found] == [State.CANCELLED] * 3
-    )
+    await eventually(lambda: every(engine, None), lambda found: [i.state for i in found] == [State.CANCELLED] * 3)

@@ -323,56 +323,6 @@ async def test_the_other_engine_takes_over_when_one_dies(world: World) -> None:
         assert await two.handle(waits, h.id).result(timeout=10) == h.id
 
 
-# ---------------------------------------------------------------- unloading
-
-
-async def test_beyond_max_resident_the_longest_waiting_are_unloaded(world: World) -> None:
-    engine = await world.engine(waits, max_resident=10)
-    handles = await engine.start_many(waits, [(str(n),) for n in range(30)])
-
-    async def resident() -> list[str]:
-        return [h.id for h in handles if (await world.row(h)).owner is not None]
-
-    await eventually(resident, lambda ids: len(ids) == 10)
-    for h in handles:
-        await h.send(h.id)
-    assert [await h.result(timeout=10) for h in handles] == [h.id for h in handles]
-
-
-async def test_what_has_waited_long_enough_is_unloaded(world: World) -> None:
-    engine = await world.engine(waits, unload_after=60)
-    handle = await engine.start(waits, id="1")
-    await world.parked(handle)
-    world.clock.advance(30)
-    assert (await world.row(handle)).owner is not None
-    world.clock.advance(31)
-    await world.unloaded(handle)
-    await handle.send("again")
-    assert await handle.result(timeout=10) == "again"
-
-
-async def test_a_flow_with_a_running_step_stays(world: World) -> None:
-    begun, end = asyncio.Event(), asyncio.Event()
-
-    @step
-    async def long() -> str:
-        begun.set()
-        await end.wait()
-        return "kept"
-
-    @flow
-    async def works() -> str:
-        return await long()
-
-    engine = await world.engine(works, waits, max_resident=0)
-    handle = await engine.start(works, id="1")
-    await begun.wait()
-    await world.unloaded(await engine.start(waits, id="w"))
-    assert (await world.row(handle)).owner is not None
-    end.set()
-    assert await handle.result(timeout=10) == "kept"
-
-
 # ---------------------------------------------------------------- the end
 
 

@@ -363,7 +363,9 @@ async def test_the_time_limit_of_a_taken_message_is_gone(world: World) -> None:
     engine = await world.engine(takes, max_resident=0)
     handle = await engine.start(takes, id="1")
     await handle.send("x")
-    await eventually(lambda: world.row(handle), lambda row: row.due_at is not None and row.due_at > world.clock.wall() + 80_000)
+    await eventually(
+        lambda: world.row(handle), lambda row: row.due_at is not None and row.due_at > world.clock.wall() + 80_000
+    )
     world.clock.advance(86_400)
     await handle.result(timeout=10)
 

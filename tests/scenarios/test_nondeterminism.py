@@ -1,4 +1,4 @@
-"""Changed code over an old journal: never a wrong value; the instance is set aside with both sides and the line, nothing is lost."""
+"""Changed code over an old journal never gets a wrong value: the instance is set aside, and nothing is lost."""
 
 import asyncio
 import re
@@ -121,7 +121,9 @@ async def test_a_removed_step_at_the_end(world: World) -> None:
         await pay()
 
     reason, _ = await redeploy(world, before, after)
-    both_sides(reason.replace("its end", "test_nondeterminism.py:0"), "step ship (entry 2, operation 1)", "it asks for nothing")
+    both_sides(
+        reason.replace("its end", "test_nondeterminism.py:0"), "step ship (entry 2, operation 1)", "it asks for nothing"
+    )
 
 
 async def test_an_inserted_step(world: World) -> None:

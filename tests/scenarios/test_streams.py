@@ -22,7 +22,7 @@ class Stop:
 
 
 async def play(world: World, body: Callable[[], Awaitable[Any]], sent: Sequence[object]) -> Any:
-    """What `body` gives when these messages are sent one by one, and again after a restart in the middle and at the end."""
+    """What `body` gives when these messages are sent; restarts in the middle and at the end change nothing."""
 
     async def whole() -> list[Any]:
         value = await body()
@@ -174,14 +174,14 @@ async def test_a_limit_that_ran_out_between_two_messages_replays_alike(world: Wo
     handle = await engine.start(until_five, id="1")
     for n in range(3):
         if n == early:
-            await eventually(lambda: world.journal(handle), lambda entries, n=n: len(entries) == n + 1)
+            await eventually(lambda h=handle: world.journal(h), lambda entries, n=n: len(entries) == n + 1)
             await world.unloaded(handle)
             world.clock.advance(5)
-            await eventually(lambda: world.journal(handle), lambda entries: any(e.kind == "timer" for e in entries))
+            await eventually(lambda h=handle: world.journal(h), lambda entries: any(e.kind == "timer" for e in entries))
             engine = await world.restart(engine)
             handle = engine.handle(until_five, "1")
         await handle.send(n)
-    await eventually(lambda: world.journal(handle), lambda entries: sum(e.kind == "arrival" for e in entries) == 3)
+    await eventually(lambda h=handle: world.journal(h), lambda entries: sum(e.kind == "arrival" for e in entries) == 3)
     engine = await world.restart(engine)
     await engine.send(until_five, "1", "go")
     assert await engine.handle(until_five, "1").result(timeout=10) == [list(range(early)), [0, 1, 2]]

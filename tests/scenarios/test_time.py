@@ -14,7 +14,8 @@ from tests.support.world import World, eventually
 async def due(world: World, handle: Any, seconds: float) -> None:
     """The instance waits for just this many seconds more."""
     await eventually(
-        lambda: world.row(handle), lambda row: row.due_at is not None and abs(row.due_at - world.clock.wall() - seconds) < 1e-6
+        lambda: world.row(handle),
+        lambda row: row.due_at is not None and abs(row.due_at - world.clock.wall() - seconds) < 1e-6,
     )
 
 

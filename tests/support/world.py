@@ -1,4 +1,4 @@
-"""A store, a clock that only the test moves, and engines on them that can end well or die: what scenarios are played in."""
+"""What scenarios are played in: a store, a clock that only the test moves, and engines that can end well or die."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.clock import manual_system
 
 
 class World:
-    """Engines of one store. `kind` is "memory" or "sqlite"; a dead engine's instances are taken over at once, as from a dead process."""
+    """Engines of one store, "memory" or "sqlite". A dead engine's instances are taken over at once, as a process's are."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind = kind
@@ -63,7 +63,7 @@ class World:
         await engine.__aexit__(None, None, None)
 
     async def restart(self, engine: Engine, *flows: Any, **options: Any) -> Engine:
-        """Another engine goes on after the first one's death: with the same flows and options, unless others are given."""
+        """Another engine goes on after the first one died, with the same flows and options unless others are given."""
         before = self._engines[engine]
         await self.crash(engine)
         return await self.engine(*(flows or before[0]), **(before[1] | options))

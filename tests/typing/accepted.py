@@ -216,13 +216,13 @@ async def by_methods(order: Order) -> str:
 
 # --- outside ------------------------------------------------------------------------------------------
 async def outside(order: Order) -> None:
-    async with Engine("sqlite:///orders.db", flows=[order_flow, listener, fan_out, invoice], steps=[process, resize]) as engine:
+    async with Engine("sqlite:///orders.db", flows=[order_flow, listener, fan_out, invoice]) as engine:
         handle = await engine.start(order_flow, order, id=order.id)
         assert_type(handle, Handle[str])
         assert_type(await handle.result(timeout=60), str)
         await handle.send(FundsCaptured("x", Decimal(1)), key="event-17")
         await engine.start(invoice, order, id="i-1")                       # copies has a default
-        await engine.start(invoice, order, 2, id="i-1", after=timedelta(days=1), priority=3)
+        await engine.start(invoice, order, 2, id="i-1", after=timedelta(days=1))
         await engine.start(invoice, order, 2, id="i-1", at=datetime.fromisoformat("2030-01-01T00:00:00Z"))
         assert_type(await engine.run(partial(invoice, order, copies=3), id="i-2"), str)
         assert_type(await engine.run(order_flow, order, id="1", timeout=30), str)

@@ -166,13 +166,13 @@ async def test_as_completed_makes_its_tasks_in_the_order_given() -> None:
     bench = Bench((as_completed_over_coroutines,))
     async with bench.engine() as engine:
         await engine.run(as_completed_over_coroutines, False, id="one")
-    steps = {e.key: e.arguments for e in (await bench.loaded(as_completed_over_coroutines.name)).entries if e.kind == Kind.STEP}
-    assert steps == {f"{i}.0": f'["b{i}"]'.encode() for i in range(8)}
+    entries = (await bench.loaded(as_completed_over_coroutines.name)).entries
+    assert {e.key: e.arguments for e in entries if e.kind == Kind.STEP} == {f"{i}.0": f'["b{i}"]'.encode() for i in range(8)}
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 async def test_the_original_as_completed_raises_over_coroutines() -> None:
-    with pytest.raises(Exception, match="call it as asyncio.as_completed") as raised:
+    with pytest.raises(Exception, match=r"call it as asyncio\.as_completed") as raised:
         await run(as_completed_over_coroutines, True)
     assert isinstance(raised.value.__cause__, NotDurable)
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -71,7 +72,7 @@ class Handle(Generic[R_co]):
         try:
             return await finish(operation)
         except BaseException as error:
-            if operation.own_failure:
+            if operation.own_failure and not isinstance(error, asyncio.CancelledError):
                 raise FlowFailed(self.flow, self.id, f"{type(error).__name__}: {error}") from error
             raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import final
+from typing import Final, final
 
 from perdure.clock import to_datetime
 from perdure.model.records import Instance, State
@@ -13,6 +13,10 @@ from perdure.model.records import Instance, State
 def shown(row: Instance) -> State:
     """The state as people see it: a parked instance is suspended, whoever holds it."""
     return State.SUSPENDED if row.state is State.RUNNING and row.waiting else row.state
+
+
+_LATEST: Final = 253402214400.0
+"""The last day that a datetime can say in every time zone: 9999-12-31."""
 
 
 @final
@@ -25,7 +29,7 @@ class Info:
         self.flow = row.flow
         self.id = row.id
         self.state = shown(row)
-        self.due_at = None if row.due_at is None else to_datetime(row.due_at)
+        self.due_at = None if row.due_at is None else to_datetime(min(row.due_at, _LATEST))
         self.created_at = to_datetime(row.created_at)
         self.reason = row.reason
 

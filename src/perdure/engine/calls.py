@@ -28,6 +28,8 @@ from perdure.engine.operations import (
     WaitOp,
     new_message,
 )
+from perdure.errors import PayloadTooLarge
+from perdure.model.records import Kind
 from perdure.model.writes import Send
 
 if TYPE_CHECKING:
@@ -52,7 +54,13 @@ class Calls:
         """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id."""
         if kwargs:
             args, kwargs = spec.bind(args, kwargs)
-        encoded = self.run.payloads.arguments(args, kwargs, spec.name)
+        payloads = self.run.payloads
+        try:
+            encoded = payloads.arguments(args, kwargs, spec.name)
+        except PayloadTooLarge:
+            if not self.run.recorded_next(place, id, Kind.STEP, spec.name):
+                raise
+            encoded = payloads.arguments(args, kwargs, spec.name, limited=False)  # the limit was higher then
         op = StepOp(self.run, spec, args, kwargs, encoded, copy_context())
         self.run.ask(op, place, id)
         return op
@@ -66,7 +74,9 @@ class Calls:
         timeout: float | None,
     ) -> Op:
         """A message is asked for; with a timeout (seconds) TimeoutError is raised instead when that is over."""
-        op = ReceiveOp(self.run, forms, name, where, copy_context())
+        if name is not None:
+            check_name(name, "name")
+        op = ReceiveOp(self.run, forms, name, where, None if where is None else copy_context())
         self.run.ask(op, place)
         if timeout is not None:
             self._limit(op, timeout, f"no message {op.name} within {timeout:g} s")
@@ -77,7 +87,7 @@ class Calls:
     ) -> Op:
         """Another instance is asked for; without an id it gets one made of this run's uid and the operation's key."""
         name = flow if isinstance(flow, str) else flow.name
-        data = self.run.payloads.encode(list(args), f"arguments of {name}")
+        data = self._encode(list(args), f"arguments of {name}", place, Kind.START, name)
         if id is None:
             id = f"{self.run.uid.hex()}.{self.run.number}.{place.path()}{place.operations}"
         check_name(id, "id")
@@ -86,6 +96,8 @@ class Calls:
 
     def wait(self, place: Place, started: Started, *, child: bool, timeout: float | None) -> Op:
         """The end of another instance is asked for."""
+        if started.uid is None:
+            check_name(started.id, "id")
         op = WaitOp(self.run, started, child=child)
         self.run.ask(op, place)
         if timeout is not None:
@@ -97,17 +109,31 @@ class Calls:
         check_name(id, "id")
         if key is not None:
             check_name(key, "key")
-        body = self.run.payloads.encode(message, f"message to {flow}")
+        if name is not None:
+            check_name(name, "name")
+        body = self._encode(message, f"message to {flow}", place, Kind.SEND, flow)
         row = new_message(self.run.host.new_uid(), codec.tag_of(message), body, key, name, self.loop.time())
-        return self.run.ask(SendOp(self.run, Send(flow, id, row)), place)
+        digest = self.run.payloads.digest(message, f"message to {flow}")
+        return self.run.ask(SendOp(self.run, Send(flow, id, row), digest), place)
 
     def cancel(self, place: Place, flow: str, id: str, reason: str | None) -> Op:
         """The end of another instance is requested."""
-        return self.run.ask(CancelOp(self.run, self.run.cancel_request(flow, id, reason)), place)
+        check_name(id, "id")
+        digest = self.run.payloads.digest(reason, "reason")
+        return self.run.ask(CancelOp(self.run, self.run.cancel_request(flow, id, reason), digest), place)
 
     def read(self, place: Place, what: str, flow: str, id: str, key: str | None) -> Op:
         """What only the store knows of another instance is asked for."""
+        check_name(id, "id")
         return self.run.ask(ReadOp(self.run, what, flow, id, key), place)
+
+    def _encode(self, value: object, where: str, place: Place, kind: str, name: str) -> bytes:
+        try:
+            return self.run.payloads.encode(value, where)
+        except PayloadTooLarge:
+            if not self.run.recorded_next(place, None, kind, name):
+                raise
+            return self.run.payloads.encode(value, where, limited=False)
 
     def _limit(self, op: Op, timeout: float, message: str) -> None:
         """The operation fails with TimeoutError after so many seconds of flow time."""

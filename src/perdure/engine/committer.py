@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from perdure.errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
@@ -27,6 +27,8 @@ RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Between tries while the store is away or full; the last one repeats."""
 
 Told = Callable[[Answer, BaseException | None], None]
+Outcome = Answer | StoreRefused
+"""Of one write: the store's answer, or that it will never be made."""
 
 
 class CommitterHost(Protocol):
@@ -37,7 +39,7 @@ class CommitterHost(Protocol):
         """How many bytes of large payloads may be among the writes of the next batch."""
         ...
 
-    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+    def committed(self, writes: list[Write], answers: Sequence[Outcome]) -> None:
         """These are durable; called in the real loop, once per batch, before anybody else is told."""
         ...
 
@@ -193,6 +195,7 @@ class Committer:
             self._host.lost(error)
             return
         except Exception as error:
+            self._writes = writes + self._writes
             self._failed(error)
             return
         first = self.durable
@@ -201,10 +204,9 @@ class Committer:
         self._task = None
         try:
             self._host.committed(writes, answers)
-            self._tell(first, answers)
         except Exception as error:
             self._failed(error)
-            return
+        self._tell(first, answers)
         self._real.call_soon(self._flush)
 
     def _failed(self, error: Exception) -> None:
@@ -215,15 +217,19 @@ class Committer:
         )
         self._host.lost(LeaseLost(f"the committer failed: {error!r}"))
 
-    def _tell(self, first: int, answers: list[Answer]) -> None:
+    def _tell(self, first: int, answers: Sequence[Outcome]) -> None:
         told, self._told = self._told, []
         for i, (number, call) in enumerate(told):
             if number > self.durable:
                 self._told = told[i:] + self._told
                 break
-            call(answers[number - first - 1], None)
+            answer = answers[number - first - 1]
+            if isinstance(answer, StoreRefused):
+                call(None, answer)
+            else:
+                call(answer, None)
 
-    async def _until_done(self, writes: list[Write]) -> list[Answer]:
+    async def _until_done(self, writes: list[Write]) -> Sequence[Outcome]:
         """The batch is durable: repeated while the store is away, settled when the answer was lost, split when
         refused.
         """
@@ -266,7 +272,7 @@ class Committer:
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
 
-    async def _split(self, writes: list[Write], error: StoreRefused) -> list[Answer]:
+    async def _split(self, writes: list[Write], error: StoreRefused) -> Sequence[Outcome]:
         """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host
         says.
         """
@@ -275,8 +281,8 @@ class Committer:
             instead = self._host.refused(writes, error)
             if instead:
                 await self._until_done(instead)
-            return [None] * len(writes)
-        answers: dict[int, Answer] = {}
+            return [error] * len(writes)
+        answers: dict[int, Outcome] = {}
         middle = len(groups) // 2
         for half in (groups[:middle], groups[middle:]):
             part = sorted(i for group in half for i in group)

@@ -43,7 +43,8 @@ def _unasked(run: Execution, recorded: str, where: str) -> NonDeterminismError:
 def waits_for_nothing(run: Execution) -> WaitsForNothing:
     """Nothing is outstanding and the flow has not ended."""
     stacks = ((task.get_name(), task.get_stack()) for task in run.loop.tasks if not task.done())
-    waiting = "; ".join(f"{name} at {_users_line(stack[-1])}" for name, stack in stacks if stack) or "no task is left"
+    waiting = "; ".join(f"{name} at {_users_line(stack[-1]) or _line(stack[-1])}" for name, stack in stacks if stack)
+    waiting = waiting or "no task is left"
     return WaitsForNothing(f"{run!r} waits for something that no step, message, timer or child will bring: {waiting}")
 
 
@@ -67,9 +68,13 @@ def _users_line(frame: Any) -> str | None:
     while frame is not None and frame.f_code is not _TURN:
         filename = frame.f_code.co_filename
         if not any(part in filename for part in _OURS):
-            return f"{filename}:{frame.f_lineno}"
+            return _line(frame)
         frame = frame.f_back
     return None
+
+
+def _line(frame: Any) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 _OURS: Final = ("/perdure/engine/", "/perdure/api/", "/asyncio/")

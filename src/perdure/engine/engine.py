@@ -263,7 +263,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self, member: Membership, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None
     ) -> Create:
         check_name(id, "id")
-        function, positional = unwrap(flow, args)
+        function, positional = unwrap(self._flows.get(flow, flow) if isinstance(flow, str) else flow, args)
         name = self._known(function)
         if at is not None and after is not None:
             raise TypeError("start() takes at= or after=, not both")

@@ -85,7 +85,7 @@ class Execution:
         self.to_go: list[StepOp | ReadOp] = []
         """Steps that start when all before them is durable."""
         self.to_cancel: list[StepOp] = []
-        self.running: set[StepOp | ReadOp] = set()
+        self.running: dict[StepOp | ReadOp, None] = {}
         """Steps that run now, those dropped and not yet ended included."""
         self.timers: list[tuple[float, int, Op]] | None = None
         self.alarm: Any = None
@@ -167,7 +167,7 @@ class Execution:
             return False
         if op.digest == digest:
             return True
-        return kind == Kind.STEP and arguments is not None and self.payloads.same_today(arguments, op.digest)
+        return arguments is not None and op.digest == op.digest_today(arguments)
 
     def timer(self, handle: FlowTimer) -> None:
         """See `loop.Owner`."""
@@ -219,7 +219,7 @@ class Execution:
             try:
                 if completed.pop(0).record():
                     return True
-            except (UnknownType, DoesNotFit) as error:
+            except Exception as error:
                 self._block(error)
                 return False
         return False
@@ -241,14 +241,14 @@ class Execution:
                 op.restore(entry)
             elif entry.kind in PUSHED:
                 self._push(entry)
-        except (UnknownType, DoesNotFit) as error:
+        except Exception as error:  # stored values or arguments that today's code cannot take
             self._block(error)
             return False
         return True
 
     def _push(self, entry: Entry) -> None:
         if entry.kind == Kind.BEGUN:
-            self._begin()
+            self._begin(entry)
         elif entry.kind == Kind.ARRIVAL:
             assert entry.ref is not None  # noqa: S101  an arrival names a message
             name = codec.decode(entry.arguments) if entry.arguments else None
@@ -258,7 +258,9 @@ class Execution:
                 self.mailbox.forget_request(entry.ref)
             self.cancel_main(self.payloads.decode(entry.arguments) if entry.arguments else None)
 
-    def _begin(self) -> None:
+    def _begin(self, entry: Entry) -> None:
+        if entry.arguments is not None:  # kept with the instance: replay must count turns as the first run did
+            self.loop.idle_turns = codec.decode(entry.arguments)["idle_turns"]
         args = self.payloads.decode(self.instance.arguments)
         context = fresh_context(self.root, self.host.base_context)
         self.main = self.loop.start_main(context.run(self.flow.body, *args), context)
@@ -386,7 +388,7 @@ class Execution:
 
     def step_done(self, op: StepOp, data: bytes, copy: Any) -> None:
         """The attempt returned."""
-        self.running.discard(op)
+        self.running.pop(op, None)
         op.running = None
         if op.state == ASKED:
             op.outcome, op.copy = data, copy
@@ -396,7 +398,7 @@ class Execution:
 
     def step_failed(self, op: StepOp, error: BaseException) -> None:
         """The attempt raised: it is tried again by the step's rule, or that is the outcome."""
-        self.running.discard(op)
+        self.running.pop(op, None)
         op.running = None
         if op.state != ASKED:
             self.step_gone(op)
@@ -426,16 +428,26 @@ class Execution:
             logger.exception("%r: step %s: the retry rule itself raised", self, op.name)
             return None
 
+    def broken(self, error: BaseException) -> None:
+        """The instance cannot go on here, for this reason."""
+        self._block(error)
+
+    def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> bool:
+        """Whether the next operation of this place was accepted in an earlier life, by this kind and name."""
+        key = f"{place.path()}{place.operations}" if id is None else "=" + id
+        found = self._by_key.get(key) or self._pending.get(key)
+        return not self.live and found is not None and found.kind == kind and found.name == name
+
     def step_gone(self, op: StepOp) -> None:
         """A dropped attempt has ended; what waited for that may go on."""
-        self.running.discard(op)
+        self.running.pop(op, None)
         op.running = None
         if not self.stopped:
             self.loop.wake()  # it may have been the last thing that the end waited for
 
     def outcome_unknown(self, op: StepOp, why: str) -> None:
         """The at-most-once attempt was begun, and how it ended will never be known."""
-        self.running.discard(op)
+        self.running.pop(op, None)
         op.running = None
         op.failed, op.outcome = True, self.payloads.encode_error(OutcomeUnknown(op.name, why), op.name)
         self.complete(op)
@@ -492,7 +504,7 @@ class Execution:
 
     def outstanding(self) -> bool:
         """See `loop.Owner`."""
-        return bool(self.ops or self.completed or self.running) or self.replaying or self.mailbox.listening
+        return bool(self.ops or self.completed or self.running) or self._position < len(self._recorded) or self.mailbox.listening
 
     def idle(self) -> None:
         """See `loop.Owner`: nothing moves inside. What the instance wants done is asked of the host."""
@@ -501,7 +513,11 @@ class Execution:
             return
         if self.stopped:
             return
-        if self.main is not None and self.main.done() and self._end():
+        try:
+            if self.main is not None and self.main.done() and self._end():
+                return
+        except Exception as error:  # the outcome cannot be written
+            self._block(error)
             return
         self._look()
 
@@ -548,7 +564,7 @@ class Execution:
         to_go, self.to_go = self.to_go, []
         for op in to_go:
             if op.state == ASKED:
-                self.running.add(op)
+                self.running[op] = None
                 self.host.start_step(op)
         if self.completed:
             self.loop.wake()

@@ -151,8 +151,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
     """See the module. One per resident instance, entered from plain callbacks of the real loop only."""
 
     __slots__ = (
-        "_activity", "_created", "_generators", "_meddled", "_ready", "_salt", "_scheduled", "_stuck", "_turns", "closed", "closing", "now",
-        "owner", "real", "tasks", "turning",
+        "_activity", "_created", "_generators", "_meddled", "_ready", "_salt", "_scheduled", "_stuck", "_turns",
+        "closed", "idle_turns", "now", "owner", "real", "tasks", "turning",
     )  # fmt: skip
     is_flow_loop: Final = True
 
@@ -165,6 +165,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self.tasks: list[FlowTask] = []
         self.turning = False
         self.closed = False
+        self.idle_turns = IDLE_TURNS
         self._salt = salt
         self._created = 0
         self._ready: list[FlowHandle] = []
@@ -173,8 +174,6 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._turns = 0
         self._activity = 0
         self._meddled: list[FlowHandle] | None = None
-        self.closing: list[FlowTask] | None = None
-        """Tasks that close dropped generators: they are not cancelled when the flow returns."""
         self._generators: dict[int, Callable[[], Any]] | None = None  # by id, in the order of their first iteration
 
     # ------------------------------------------------------------ running
@@ -246,9 +245,9 @@ class FlowLoop(asyncio.AbstractEventLoop):
         alone.
         """
         owner = self.owner
-        if not self.closed and self._turns % IDLE_TURNS == 0:
+        if not self.closed and self._turns % self.idle_turns == 0:
             activity = owner.activity()
-            unmoved = self._turns > IDLE_TURNS and activity == self._activity
+            unmoved = self._turns > self.idle_turns and activity == self._activity
             self._activity = activity
             if not owner.outstanding():
                 if self._turns >= SPIN_TURNS:
@@ -264,7 +263,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self.wake()
 
     def end_meddled(self) -> None:
-        """Tasks that somebody outside tried to wake are called now, after their cancellation: else they could never end."""
+        """Tasks that somebody outside tried to wake are called now, after their cancellation: else they never end."""
         if self._meddled:
             self._ready += self._meddled
             self._meddled = None
@@ -429,8 +428,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         if self.closed:
             return
         if self.turning and _get_running() is self and _collecting != threading.get_ident():
-            task = self.create_task(generator.aclose(), name="close generator")
-            self.closing = [*(t for t in self.closing or () if not t.done()), task]
+            self.create_task(generator.aclose(), name="close generator")
         else:
             self._strong(generator)
 
@@ -523,11 +521,11 @@ _original_gathering: Any = getattr(asyncio.tasks, "_GatheringFuture")  # noqa: B
 
 
 class _Gathering(_original_gathering):
-    """What `asyncio.gather` returns; in a flow its hash is a number, as that of tasks: it may be in a set for `asyncio.wait`."""
+    """What `asyncio.gather` returns; in a flow its hash is a number, as a task's: it may be put into a set."""
 
     def __init__(self, children: Any, *, loop: Any) -> None:
-        self._number = loop.next_number() if isinstance(loop, FlowLoop) else id(self) >> 4
-        super().__init__(children, loop=loop)
+        self._number: int = loop.next_number() if isinstance(loop, FlowLoop) else id(self) >> 4
+        _original_gathering.__init__(self, children, loop=loop)
 
     def __hash__(self) -> int:
         return self._number

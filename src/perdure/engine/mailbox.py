@@ -44,6 +44,11 @@ class Held:
                 logger.warning("%r: a message of type %s stays in the inbox: %s", run, self.message.type, error)
         return self._value
 
+    def forget(self) -> None:
+        """The body is decoded anew when it is asked for."""
+        self._decoded = False
+        self._value = None
+
 
 UNREADABLE: Any = object()
 
@@ -133,15 +138,19 @@ class Mailbox:
         value = held.value(self._run)
         if value is UNREADABLE or not any(codec.fits(value, form) for form in op.forms):
             return False
-        if op.where is None:
+        if op.where is None or op.context is None:
             return True
         try:
             return bool(op.context.run(op.where, value))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             op.failed = True
             op.outcome = self._run.payloads.encode_error(error, op.name)
             self._run.complete(op)
             return False
+        finally:
+            held.forget()  # it may have changed the message, and who gets it gets what decoding gives
 
     def _reserve(self, op: ReceiveOp, held: Held, *, waiting: bool = True) -> None:
         if waiting:

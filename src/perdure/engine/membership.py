@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from perdure.api.flow import FlowFunction
 from perdure.api.info import shown
-from perdure.engine.committer import Committer
+from perdure.engine.committer import Committer, Outcome
 from perdure.engine.payloads import Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.scheduler import Scheduler, Settings
 from perdure.engine.timers import EngineTime, Timers
 from perdure.engine.waiters import Waiters
 from perdure.errors import InstanceNotFound, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
-from perdure.model.writes import Answer, Write
+from perdure.model.writes import Write
 from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
@@ -120,7 +120,7 @@ class Membership:
         large, self._payloads.large = self._payloads.large, 0
         return large
 
-    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+    def committed(self, writes: list[Write], answers: Sequence[Outcome]) -> None:
         """See `CommitterHost`."""
         if self.scheduler is not None:
             self.scheduler.committed(writes, answers)

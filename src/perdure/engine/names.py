@@ -6,9 +6,17 @@ from typing import cast
 
 
 def check_name(text: str, what: str) -> None:
-    """Raises ValueError unless the text is 1 to 255 bytes of UTF-8: ids and keys are stored as such."""
+    """Nothing is wrong with the text as an id, key or name, which are stored as UTF-8.
+
+    Raises:
+        ValueError: it has not 1 to 255 bytes in UTF-8, or holds a lone surrogate, which UTF-8 cannot say.
+        TypeError: it is not a str.
+    """
     if not isinstance(cast("object", text), str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    size = len(text.encode("utf-8", "surrogatepass"))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} {text[:40]!r} is not text: {error.reason}") from None
     if not 1 <= size <= 255:
         raise ValueError(f"{what} has {size} bytes in UTF-8; 1 to 255 are possible: {text[:40]!r}…")

@@ -7,6 +7,7 @@ DROPPED (the flow does not want it any more: no entry).
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ import msgspec
 from perdure import codec
 from perdure.api.scope import Started
 from perdure.engine.loop import FlowHandle, FlowTimer
-from perdure.errors import AlreadyStarted, FlowCancelled, InstanceNotFound, StepFailed
+from perdure.errors import AlreadyStarted, DoesNotFit, FlowCancelled, InstanceNotFound, StepFailed, UnknownType
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
 from perdure.model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
 from perdure.stores.contract import cancel_mid
@@ -90,6 +91,10 @@ class Op:
         self.ref = entry.ref
         self.give()
 
+    def digest_today(self, recorded: bytes) -> bytes | None:
+        """The digest that the recorded arguments would have if they were written with today's types; None: they cannot be."""
+        return self.digest
+
     def give(self) -> None:
         """The waiting task gets the outcome; may raise UnknownType or DoesNotFit."""
         if self.future.done():
@@ -157,6 +162,9 @@ class StepOp(Op):
         self.started_at = 0.0
         """When the last attempt began."""
 
+    def digest_today(self, recorded: bytes) -> bytes | None:
+        return self.run.payloads.today(recorded, self.opaque)
+
     def activate(self) -> None:
         run = self.run
         if self.intent:
@@ -214,6 +222,18 @@ class TimerOp(Op):
         self.run.loop.ready(self.handle)
 
 
+def _label(form: Any) -> str:
+    return getattr(form, "__qualname__", None) or str(form)
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(labels: tuple[str, ...], wanted: str | None) -> tuple[str, bytes, bytes]:
+    """Name, arguments and digest of a receive; thousands of flows that wait for the same share them."""
+    label = " | ".join(labels)
+    arguments = codec.encode([label, wanted])
+    return label if wanted is None else f"{label} {wanted!r}", arguments, codec.digest(arguments)
+
+
 class ReceiveOp(Op):
     """Waits for a message and takes it."""
 
@@ -226,11 +246,9 @@ class ReceiveOp(Op):
         forms: tuple[Any, ...],
         wanted: str | None,
         where: Callable[[Any], bool] | None,
-        context: Context,
+        context: Context | None,
     ) -> None:
-        label = " | ".join(getattr(form, "__qualname__", str(form)) for form in forms)
-        arguments = codec.encode([label, wanted])
-        super().__init__(run, label if wanted is None else f"{label} {wanted!r}", arguments, codec.digest(arguments))
+        super().__init__(run, *_described(tuple(map(_label, forms)), wanted))
         self.forms = forms
         self.wanted = wanted
         self.where = where
@@ -281,6 +299,15 @@ class StartOp(Op):
         self.child_arguments = arguments
         self.wanted_digest = digest
         self.detached = detached
+
+    def digest_today(self, recorded: bytes) -> bytes | None:
+        today = self.run.payloads.today(recorded)
+        return None if today is None else codec.digest(codec.encode([self.id, self.detached]) + today)
+
+    def restore(self, entry: Entry) -> None:
+        if entry.digest != self.digest and entry.arguments is not None:
+            self.wanted_digest = self.run.payloads.digest_of(entry.arguments)  # what it was started with, by older types
+        super().restore(entry)
 
     def activate(self) -> None:
         self.run.complete(self)
@@ -340,7 +367,10 @@ class WaitOp(Op):
         if message.type in (State.SUCCEEDED.value, State.FAILED.value):
             self.outcome = message.body
         elif message.type == State.CANCELLED.value:
-            reason = payloads.decode(message.body) if message.body else None
+            try:
+                reason = payloads.decode(message.body) if message.body else None
+            except (UnknownType, DoesNotFit):
+                reason = None
             self.outcome = payloads.encode_error(FlowCancelled(flow, id, reason), self.name)
         elif message.type == "already-started":
             self.outcome = payloads.encode_error(AlreadyStarted(flow, id), self.name)
@@ -351,7 +381,7 @@ class WaitOp(Op):
     @property
     def own_failure(self) -> bool:
         """Whether the other instance ended with an exception of its own."""
-        return self.ref == State.FAILED.value.encode()
+        return self.state == DELIVERED and self.ref == State.FAILED.value.encode()  # an answer may be dropped on its way
 
     def record(self) -> bool:
         if self.state != ASKED:
@@ -381,18 +411,17 @@ class WaitOp(Op):
 class SendOp(Op):
     """A message or cancel request for another instance; it is there when the entry is durable."""
 
-    __slots__ = ("to",)
+    __slots__ = ("_address", "to")
     kind = Kind.SEND
 
-    def __init__(self, run: Execution, send: Send) -> None:
-        body = send.message.body
-        super().__init__(
-            run,
-            send.flow,
-            body,
-            codec.digest(codec.encode([send.id, send.message.key, send.message.name]) + (body or b"")),
-        )
+    def __init__(self, run: Execution, send: Send, digest: bytes) -> None:
+        self._address = codec.encode([send.id, send.message.key, send.message.name])
+        super().__init__(run, send.flow, send.message.body, codec.digest(self._address + digest))
         self.to = send
+
+    def digest_today(self, recorded: bytes) -> bytes | None:
+        today = self.run.payloads.today(recorded)
+        return None if today is None else codec.digest(self._address + today)
 
     def activate(self) -> None:
         self.run.complete(self)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from perdure import codec
-from perdure.errors import DoesNotFit, NotEncodable, PayloadTooLarge
+from perdure.errors import DoesNotFit, NotEncodable, PayloadTooLarge, UnknownType
 
 NO_DIGEST: Final = b""
+_NONE: Final[frozenset[int | str]] = frozenset()
 LARGE: Final = 4096
 """Payloads below this many bytes do not make a batch too large, whatever their number."""
 
@@ -26,21 +27,33 @@ class Payloads:
         self.large = 0
         """Bytes of payloads above `LARGE` that were made since somebody set this to 0."""
 
-    def _seal(self, data: bytes, where: str) -> bytes:
+    def _seal(self, data: bytes, where: str, *, limited: bool = True) -> bytes:
         """What is stored of the encoded value; callers spare it for small values without a hook."""
-        if len(data) > self.limit:
+        if len(data) > self.limit and limited:
             raise PayloadTooLarge(where, len(data), self.limit)
         if len(data) > LARGE:
             self.large += len(data)
-        return data if self._hook is None else self._hook.encode(data)
+        return data if self._hook is None else self._hooked(data, where)
+
+    def _hooked(self, data: bytes, where: str) -> bytes:
+        assert self._hook is not None  # noqa: S101
+        try:
+            return self._hook.encode(data)
+        except Exception as error:
+            raise NotEncodable(f"the engine's codec= failed: {error!r}", where=where) from error
 
     def _open(self, data: bytes) -> bytes:
-        return data if self._hook is None else self._hook.decode(data)
+        if self._hook is None:
+            return data
+        try:
+            return self._hook.decode(data)
+        except Exception as error:
+            raise DoesNotFit(f"the engine's codec= cannot read what is stored: {error!r}") from error
 
-    def encode(self, value: object, where: str) -> bytes:
+    def encode(self, value: object, where: str, *, limited: bool = True) -> bytes:
         """The stored bytes. Raises NotEncodable and PayloadTooLarge, naming `where`."""
         try:
-            return self._seal(codec.encode(value), where)
+            return self._seal(codec.encode(value), where, limited=limited)
         except NotEncodable as error:
             raise error.at(where) from None
 
@@ -58,7 +71,7 @@ class Payloads:
 
     def decode(self, data: bytes) -> Any:
         """The value. Raises UnknownType and DoesNotFit."""
-        return codec.decode(data if self._hook is None else self._hook.decode(data))
+        return codec.decode(data if self._hook is None else self._open(data))
 
     def encode_error(self, error: BaseException, where: str) -> bytes:
         """The stored bytes of an exception; one that is too large is kept as its type and the beginning of its
@@ -67,14 +80,14 @@ class Payloads:
         data = codec.encode_error(error)
         if len(data) > self.limit:
             data = codec.encode_error(PayloadTooLarge(f"{where}: {type(error).__name__}", len(data), self.limit))
-        return data if self._hook is None else self._hook.encode(data)
+        return data if self._hook is None else self._hooked(data, where)
 
     def decode_error(self, data: bytes) -> BaseException:
         """The exception. Raises UnknownType and DoesNotFit."""
         return codec.decode_error(self._open(data))
 
     def arguments(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str, *, limited: bool = True
     ) -> tuple[bytes, bytes, frozenset[int | str]]:
         """The stored bytes of a call's arguments, their digest, and which of them (position or keyword) cannot be
         encoded.
@@ -84,13 +97,13 @@ class Payloads:
         try:
             plain = codec.encode([list(args), dict(kwargs)] if kwargs else list(args))
         except NotEncodable:
-            return self._arguments_apart(args, kwargs, where)
+            return self._arguments_apart(args, kwargs, where, limited=limited)
         if len(plain) <= self._small:
             return plain, codec.digest(plain), _NONE
-        return self._seal(plain, where), codec.digest(plain), _NONE
+        return self._seal(plain, where, limited=limited), codec.digest(plain), _NONE
 
     def _arguments_apart(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str, *, limited: bool
     ) -> tuple[bytes, bytes, frozenset[int | str]]:
         opaque: set[int | str] = set()
         shown: dict[int | str, Any] = {}
@@ -110,7 +123,7 @@ class Payloads:
             return [positional, {k: values[k] for k in kwargs}] if kwargs else positional
 
         return (
-            self._seal(codec.encode(parts(shown)), where),
+            self._seal(codec.encode(parts(shown)), where, limited=limited),
             codec.digest(codec.encode(parts(hidden))),
             frozenset(opaque),
         )
@@ -138,10 +151,33 @@ class Payloads:
         """Whether recorded arguments, decoded and encoded with today's types, have this digest: a new field has a
         default.
         """
+        return self.today(recorded) == digest
+
+    def today(self, recorded: bytes, opaque: frozenset[int | str] = _NONE) -> bytes | None:
+        """The digest of a recorded value, decoded and encoded with today's types; None: today's types cannot.
+
+        Of a call's arguments the `opaque` ones have no part in it.
+        """
         try:
-            return codec.digest(codec.encode(codec.decode(self._open(recorded)))) == digest
-        except (NotEncodable, DoesNotFit):
-            return False
+            value: Any = codec.decode(self._open(recorded))
+            if opaque:
+                value = _without(value, opaque)
+            return codec.digest(codec.encode(value))
+        except (NotEncodable, DoesNotFit, UnknownType):
+            return None
+
+    def digest_of(self, recorded: bytes) -> bytes:
+        """The digest of a recorded value as it was. Raises DoesNotFit if the hook cannot read it."""
+        return codec.digest(self._open(recorded))
 
 
-_NONE: Final[frozenset[int | str]] = frozenset()
+def _without(arguments: Any, opaque: frozenset[int | str]) -> Any:
+    """Recorded arguments with None in place of those that were not encoded, as `Payloads.arguments` digests them."""
+    keywords = len(arguments) == 2 and isinstance(arguments[0], list) and isinstance(arguments[1], dict)
+    if keywords and any(isinstance(place, str) for place in opaque):
+        positional, named = arguments
+        return [
+            [None if i in opaque else v for i, v in enumerate(positional)],
+            {k: None if k in opaque else v for k, v in named.items()},
+        ]
+    return [None if i in opaque else v for i, v in enumerate(arguments)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from perdure import codec
 from perdure.api.flow import FlowFunction
 from perdure.engine import ending
 from perdure.engine.claiming import Claims
-from perdure.engine.committer import Committer, whose
+from perdure.engine.committer import Committer, Outcome, whose
 from perdure.engine.execution import Execution
 from perdure.engine.loop import IDLE_TURNS, FlowLoop
 from perdure.engine.operations import ReadOp
@@ -234,11 +234,13 @@ class Scheduler:
 
     # ------------------------------------------------------------ what the committer tells
 
-    def committed(self, writes: list[Write], answers: list[Answer]) -> None:
+    def committed(self, writes: list[Write], answers: Sequence[Outcome]) -> None:
         """A batch is durable: what it did to instances here is done to them, and gates open."""
         for write, answer in zip(writes, answers, strict=True):
             kind = type(write)
             if kind is Entry:
+                continue
+            if isinstance(answer, StoreRefused):
                 continue
             if answer is not None:
                 self._answered(write, answer)

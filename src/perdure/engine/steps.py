@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
@@ -18,7 +19,7 @@ from perdure import codec
 from perdure.api.current import StepCurrent
 from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
-from perdure.errors import DoesNotFit, NotEncodable, NotInFlow, PayloadTooLarge
+from perdure.errors import DoesNotFit, StepFailed
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
@@ -133,8 +134,8 @@ class StepRunner:
         attempt = Attempt(self._host, op)
         op.running = attempt
         op.started_at = self._host.now()
-        context = op.context  # the flow's, as it was when it asked; nobody else uses this copy
-        assert context is not None  # noqa: S101  only a recorded step has none
+        assert op.context is not None  # noqa: S101  only a recorded step has none
+        context = op.context.copy()  # the flow's, as it was when it asked: no attempt sees what another has set
         context.run(scope.set, attempt)
         self.running.add(attempt)
         # A plain task, not through the loop's factory: an eager one would run the step under the flow's loop.
@@ -191,7 +192,10 @@ class StepRunner:
             self.running.discard(attempt)
             if attempt.disarm is not None:
                 attempt.disarm()
-            self._failed(attempt, op, error)
+            try:
+                self._failed(attempt, op, error)
+            except Exception as unfit:
+                run.broken(unfit)  # not even the error can be written
         else:
             self.running.discard(attempt)
             if attempt.disarm is not None:
@@ -202,20 +206,17 @@ class StepRunner:
     def _failed(self, attempt: Attempt, op: StepOp, error: BaseException) -> None:
         run = op.run
         if attempt.cut:
-            run.running.discard(op)
+            run.running.pop(op, None)
             return
         if op.state == DROPPED:
             run.step_gone(op)
             return
         at_most_once = op.spec.at_most_once
-        if attempt.timed_out and isinstance(error, asyncio.CancelledError):
+        if attempt.timed_out and (at_most_once or isinstance(error, asyncio.CancelledError)):
             error = TimeoutError(f"{op.name} has not ended within {op.spec.timeout:g} s")
-            if at_most_once:
+            if at_most_once:  # whatever it raised: it was cut off in the middle
                 run.outcome_unknown(op, str(error))
                 return
-        if isinstance(error, NotEncodable | PayloadTooLarge | NotInFlow) or not isinstance(error, Exception):
-            run.step_failed(op, error)
-            return
         run.step_failed(op, error)
 
     def _arm(self, attempt: Attempt, timeout: float) -> None:
@@ -233,7 +234,7 @@ class StepRunner:
         """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped.
         """
         attempt.in_thread = True
-        work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(fn, *args, **kwargs))
+        work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(_call, fn, args, kwargs))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -253,13 +254,21 @@ class StepRunner:
             value = await self._host.read_for(op)
             op.outcome = run.payloads.encode(value, op.name)
         except asyncio.CancelledError:
-            run.running.discard(op)
+            run.running.pop(op, None)
             raise
         except Exception as error:
             op.failed, op.outcome = True, run.payloads.encode_error(error, op.name)
-        run.running.discard(op)
+        run.running.pop(op, None)
         if op.state == ASKED:
             run.complete(op)
+
+
+def _call(fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """`fn` in a thread, where no signal arrives: what asks the interpreter to end is its failure, as any other is."""
+    try:
+        return fn(*args, **kwargs)
+    except (StopIteration, SystemExit, KeyboardInterrupt) as error:  # none of which a future can carry
+        raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
 
 
 def _retrieve(work: asyncio.Future[Any]) -> None:

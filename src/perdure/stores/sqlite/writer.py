@@ -135,15 +135,15 @@ class Writer:
         if db is None or not self._turnstile.try_enter():
             return False
         try:
-            self._present()
-            db.set_busy_timeout(0)
-            try:
-                db.execute("begin immediate")
-            except apsw.BusyError:
-                return False
-            finally:
-                db.set_busy_timeout(BUSY_MS)
             with mapped(self._path):
+                self._present()
+                db.set_busy_timeout(0)
+                try:
+                    db.execute("begin immediate")
+                except apsw.BusyError:
+                    return False
+                finally:
+                    db.set_busy_timeout(BUSY_MS)
                 future.set_result(self._finish(db, work))
         except Exception as error:
             future.set_exception(error)
