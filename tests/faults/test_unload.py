@@ -229,8 +229,9 @@ async def test_a_thousand_unloads(
     assert every["slow 7: m7"] == EACH
     assert not [r for r in caplog.records if "destroyed" in r.getMessage() or r.levelno >= logging.ERROR], caplog.text
     gc.collect()
-    assert highest <= 30
+    assert highest <= 100  # of more than a thousand that were made
     del handle, handles, scheduler, engine
+    caplog.clear()  # its records hold what they speak of
     await until(lambda: gc.collect() >= 0 and not executions)
 
 

@@ -2,81 +2,101 @@
 
 from __future__ import annotations
 
-import os
+import random
 from typing import Any
 
 from hypothesis import strategies as st
 
 Node = dict[str, Any]
 
-SECONDS = st.sampled_from([0, 0.5, 1, 2, 5, 60])
-LIMITS = st.sampled_from([0, 0.5, 1, 2, 5])
-NAMES = st.sampled_from([None, None, "named"])
+LONG = [0, 0.5, 1, 2, 5, 60]
+SHORT = [0, 0.5, 1, 2, 5]
+MAYBE = [None, None, 0, 1, 5]
+NAME = [None, None, "named"]
+BOTH = [False, True]
+
+LEAVES: dict[str, dict[str, list[Any]]] = {
+    "step": {"attempts": [1, 1, 2, 3], "fails": [0, 0, 0, 1, 2]},
+    "careful": {"fails": [0, 0, 1]},
+    "thread": {},
+    "capture": {"named": BOTH},
+    "sleep": {"seconds": LONG},
+    "receive": {
+        "form": ["ping", "text", "both", "union"], "name": NAME, "even": BOTH, "seconds": [None, None, 0, 1, 5, 60],
+        "default": BOTH,
+    },
+    "stream": {"name": NAME, "seconds": LONG, "take": [1, 2, 3], "how": ["list", "first", "for"]},
+    "child": {"fails": [0, 0, 1], "how": ["call", "run", "start", "detached"]},
+    "yield": {"times": [0, 1, 2, 3]},
+    "draw": {},
+    "expose": {},
+    "raise": {},
+    "send": {},
+    "words": {"count": [2, 4, 6], "together": BOTH},
+}  # fmt: skip
+COMMON = ["step"] * 5 + ["sleep", "receive", "receive", "stream", "child", "careful", "draw"]
+RARE = [do for do in LEAVES if do not in COMMON]
+
+ONE: dict[str, dict[str, list[Any]]] = {
+    "timeout": {"seconds": SHORT},
+    "wait_for": {"seconds": SHORT},
+    "shield": {"seconds": SHORT},
+    "catch": {},
+    "leave": {},
+    "poll": {},
+    "colour": {},
+    "locked": {},
+    "callback": {"seconds": LONG},
+    "generator": {"how": ["dropped", "held", "aclosing"], "stop": [0, 1, 2, 3]},
+    "any_move_on": {"seconds": SHORT},
+    "any_fail": {"seconds": SHORT},
+    "any_shield": {},
+}
+"""Structures around one part."""
+TWO: dict[str, dict[str, list[Any]]] = {"finally": {}, "uncancel": {}, "cancel": {}}
+"""Around a part and what comes last."""
+SEVERAL: dict[str, dict[str, list[Any]]] = {
+    "sequence": {},
+    "gather": {"collect": BOTH},
+    "group": {},
+    "wait": {"seconds": MAYBE, "cancel": BOTH},
+    "wait_all": {"stop": BOTH},
+    "wait_gathers": {"seconds": MAYBE},
+    "completed": {"seconds": MAYBE, "stop": [0, 1, 4]},
+    "queue": {"size": [0, 1, 2]},
+    "barrier": {},
+    "condition": {},
+    "stack": {},
+    "any_start": {"stop": BOTH},
+    "any_locks": {},
+    "any_stream": {"size": [0, 1, 2]},
+}
+BOTH_KINDS: dict[str, dict[str, list[Any]]] = {"event": {}, "any_group": {}}
+"""Around a part and several more."""
 
 
-def node(do: str, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Node]:
-    return st.fixed_dictionaries({"do": st.just(do), **parts})
+def grow(chance: random.Random, size: int) -> Node:
+    """A program of about so many nodes."""
+    if size <= 1:
+        do = chance.choice(COMMON if chance.randrange(4) else RARE)
+        return {"do": do, **chosen(chance, LEAVES[do])}
+    kind = chance.choice([ONE, ONE, TWO, SEVERAL, SEVERAL, SEVERAL, BOTH_KINDS]) if size > 2 else ONE
+    do = chance.choice(list(kind))
+    found: Node = {"do": do, **chosen(chance, kind[do])}
+    if kind is ONE:
+        return found | {"part": grow(chance, size - 1)}
+    if kind is TWO:
+        last = chance.randint(1, max(1, size // 2))
+        return found | {"part": grow(chance, size - 1 - last), "last": grow(chance, last)}
+    count = chance.randint(2, 4)
+    parts = [grow(chance, max(1, (size - 1) // count)) for _ in range(count)]
+    if kind is SEVERAL:
+        return found | {"parts": parts}
+    return found | {"parts": parts[1:], "part": parts[0] if do == "event" or chance.randrange(2) else None}
 
 
-STEP = st.one_of(
-    node("step", attempts=st.just(1), fails=st.just(0)),
-    node("step", attempts=st.integers(1, 3), fails=st.integers(0, 2)),
-    node("careful", fails=st.sampled_from([0, 0, 1])),
-    node("thread"),
-    node("capture", named=st.booleans()),
-)
-WAITING = st.one_of(
-    node("sleep", seconds=SECONDS),
-    node("receive", form=st.sampled_from(["ping", "text", "both", "union"]), name=NAMES, even=st.booleans(),
-         seconds=st.sampled_from([None, 0, 1, 5, 60]), default=st.booleans()),
-    node("stream", name=NAMES, seconds=SECONDS, take=st.integers(1, 3), how=st.sampled_from(["list", "first", "for"])),
-    node("child", fails=st.sampled_from([0, 0, 1]), how=st.sampled_from(["call", "run", "start", "detached"])),
-)  # fmt: skip
-OTHER = st.one_of(
-    node("yield", times=st.integers(0, 3)), node("draw"), node("expose"), node("raise"), node("send"),
-    node("words", count=st.integers(2, 6), together=st.booleans()),
-)  # fmt: skip
-LEAF = st.one_of(STEP, STEP, WAITING, WAITING, OTHER)
-
-
-def around(inner: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
-    """The structures over inner nodes."""
-    some = st.lists(inner, min_size=1, max_size=4)
-    maybe = st.none() | LIMITS
-    return st.one_of(
-        node("sequence", parts=some),
-        node("gather", parts=some, collect=st.booleans()),
-        node("group", parts=some),
-        node("wait", parts=some, seconds=maybe, cancel=st.booleans()),
-        node("wait_gathers", parts=some, seconds=maybe),
-        node("completed", parts=some, seconds=maybe, stop=st.integers(0, 4)),
-        node("timeout", part=inner, seconds=LIMITS),
-        node("wait_for", part=inner, seconds=LIMITS),
-        node("shield", part=inner, seconds=LIMITS),
-        node("finally", part=inner, last=inner),
-        node("catch", part=inner),
-        node("uncancel", part=inner, last=inner),
-        node("cancel", part=inner, last=inner),
-        node("leave", part=inner),
-        node("poll", part=inner),
-        node("colour", part=inner),
-        node("locked", part=inner),
-        node("event", part=inner, parts=some),
-        node("queue", parts=some, size=st.integers(0, 2)),
-        node("generator", part=inner, how=st.sampled_from(["dropped", "held", "aclosing"]), stop=st.integers(0, 3)),
-        node("any_group", parts=some, part=st.none() | inner),
-        node("any_move_on", part=inner, seconds=LIMITS),
-        node("any_fail", part=inner, seconds=LIMITS),
-        node("any_shield", part=inner),
-        node("wait_all", parts=some, stop=st.booleans()),
-        node("barrier", parts=some),
-        node("condition", parts=some),
-        node("stack", parts=some),
-        node("callback", part=inner, seconds=SECONDS),
-        node("any_start", parts=some, stop=st.booleans()),
-        node("any_locks", parts=some),
-        node("any_stream", parts=some, size=st.integers(0, 2)),
-    )
+def chosen(chance: random.Random, fields: dict[str, list[Any]]) -> Node:
+    return {name: chance.choice(values) for name, values in fields.items()}
 
 
 def numbered(tree: Node) -> Node:
@@ -103,12 +123,18 @@ def nodes(tree: Node) -> list[Node]:
     return [tree, *(n for part in inner if part is not None for n in nodes(part))]
 
 
-LEAVES = int(os.environ.get("PERDURE_PROPERTY_LEAVES", "10"))
-TREES = st.recursive(LEAF, around, max_leaves=LEAVES)
-PROGRAMS = st.one_of(around(LEAF), TREES, TREES, st.builds(lambda p: {"do": "gather", "collect": True, "parts": p},
-                     st.lists(TREES, min_size=2, max_size=4))).map(numbered)  # fmt: skip
+def top(chance: random.Random, size: int) -> Node:
+    """Failures are caught, several things go on at once, and what comes at the end shows whether anything shifted."""
+    parts = [grow(chance, max(1, size // 3)) for _ in range(chance.randint(1, 4))]
+    together: Node = {"do": "gather", "collect": True, "parts": parts}
+    return {"do": "sequence", "parts": [together, {"do": "draw"}]} if chance.randrange(4) else grow(chance, size)
+
+
+PROGRAMS = st.builds(top, st.randoms(use_true_random=False), st.integers(3, 24)).map(numbered)
 MESSAGES = st.lists(
-    st.tuples(st.sampled_from(["ping", "ping", "text"]), st.integers(0, 5), NAMES).map(list), min_size=0, max_size=8
+    st.tuples(st.sampled_from(["ping", "ping", "text"]), st.integers(0, 5), st.sampled_from(NAME)).map(list),
+    min_size=0,
+    max_size=12,
 )
 PLANS = st.fixed_dictionaries(
     {

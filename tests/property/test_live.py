@@ -91,5 +91,3 @@ def test_what_a_real_engine_recorded_replays_alike(worker: Worker, eager: bool) 
             assert report["trace"] == trace[: len(report["trace"])]
 
     check()
-
-

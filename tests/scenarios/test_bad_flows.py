@@ -154,8 +154,8 @@ async def test_a_flow_that_waits_for_nothing(world: World) -> None:
     handle = await engine.start(hangs, id="1")
     reason = await world.blocked(handle)
     assert reason.startswith("WaitsForNothing")
-    assert f"test_bad_input.py:{hangs.fn.__code__.co_firstlineno + 7}" in reason
-    assert f"test_bad_input.py:{hangs.fn.__code__.co_firstlineno + 5}" in reason
+    assert f"test_bad_flows.py:{hangs.fn.__code__.co_firstlineno + 7}" in reason
+    assert f"test_bad_flows.py:{hangs.fn.__code__.co_firstlineno + 5}" in reason
     assert "asyncio/queues.py" in reason
     assert len(await world.journal(handle)) == 2
     assert (await engine.health()).blocked == 1
@@ -192,7 +192,7 @@ async def test_a_flow_that_spins(world: World) -> None:
     assert await other.result(timeout=10) == "others go on"
     reason = await world.blocked(handle)
     assert reason.startswith("Spins")
-    assert "test_bad_input.py" in reason
+    assert "test_bad_flows.py" in reason
     assert len(await world.journal(handle)) == 2
 
 
@@ -240,7 +240,7 @@ async def test_a_step_that_blocks_the_loop_is_named(world: World, caplog: pytest
     await engine.run(polite, id="7", timeout=10)
     (text,) = said()
     assert "step rude of polite '7'" in text
-    assert "test_bad_input.py" in text  # with the stack
+    assert "test_bad_flows.py" in text  # with the stack
     await until(lambda: any("turns again" in r.getMessage() for r in caplog.records))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from perdure import Engine, Handle, State, Store
 from perdure.model.records import Entry, Instance, Message, Pending
 from perdure.stores.memory import MemoryStore
@@ -15,7 +17,7 @@ from tests.support.clock import manual_system
 
 
 class World:
-    """Engines of one store, "memory" or "sqlite". A dead engine's instances are taken over at once, as a process's are."""
+    """Engines of one store, "memory" or "sqlite". A dead engine's instances are taken over at once, as a process's."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind = kind
@@ -33,7 +35,7 @@ class World:
         eager = options.get("max_resident") == 0
         engine = Engine(self.store(), flows=flows, **(options | {"max_resident": 1} if eager else options))
         if eager:
-            engine._settings.max_resident = 0
+            msgspec.structs.force_setattr(engine._settings, "max_resident", 0)
         await engine.__aenter__()
         self._engines[engine] = (flows, options)
         return engine

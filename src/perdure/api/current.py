@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from perdure.api.scope import Place, in_flow, running_loop, scope
 from perdure.codec import fits
 from perdure.errors import DoesNotFit, NotInFlow
+from perdure.model.records import Instance
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -16,125 +16,91 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Current(Protocol):
-    """Who am I: in a flow and in a step."""
+class Facts(Protocol):
+    """What an execution tells of itself."""
+
+    instance: Instance
+    parent: tuple[str, str] | None
+    restarted: bool
+
+    @property
+    def replaying(self) -> bool: ...
+
+
+class Current:
+    """Who am I: in a flow and in a step. Made by `current()`."""
+
+    __slots__ = ("_facts",)
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
 
     @property
     def flow(self) -> str:
         """The flow's registered name."""
-        ...
+        return self._facts.instance.flow
 
     @property
     def id(self) -> str:
         """The instance's id."""
-        ...
+        return self._facts.instance.id
 
     @property
     def parent(self) -> tuple[str, str] | None:
         """Flow and id of the instance that started this one, if it is attached to that."""
-        ...
+        return self._facts.parent
 
     @property
     def restarted(self) -> bool:
         """Whether the instance was loaded with a journal of an earlier life in memory."""
-        ...
+        return self._facts.restarted
 
     @property
     def replaying(self) -> bool:
         """Whether the flow is being run over what happened already. Do not decide by it."""
-        ...
+        return self._facts.replaying
 
     @property
     def step(self) -> str | None:
         """The step's name; None in a flow."""
-        ...
+        return None
 
     @property
     def attempt(self) -> int:
         """Which attempt of the step this is, from 1; 0 in a flow."""
-        ...
-
-    @property
-    def key(self) -> str:
-        """The step's idempotency key: the same for every attempt, after every restart, and no other step's."""
-        ...
+        return 0
 
     @property
     def cancelled(self) -> bool:
         """Whether the step should end: for steps in threads, which cannot be interrupted."""
-        ...
+        return False
+
+    @property
+    def key(self) -> str:
+        """The step's idempotency key: the same for every attempt, after every restart, and no other step's.
+
+        Raises:
+            NotInFlow: this is a flow's own body, which has none.
+        """
+        raise NotInFlow("current().key is a step's idempotency key, and this is a flow's body: ask for it inside the step")
 
     def heartbeat(self, progress: object = None, /) -> None:
-        """The step lives, and `progress` is kept for its next attempt (as of the next commit)."""
-        ...
+        """The step lives, and `progress` is kept for its next attempt (as of the next commit).
+
+        Raises:
+            NotInFlow: this is a flow's own body, which needs none.
+            NotEncodable, PayloadTooLarge.
+        """
+        raise NotInFlow("current().heartbeat() is a step's, and this is a flow's body: a flow needs none")
 
     def progress(self, returns: TypeForm[T], /) -> T | None:
         """What an earlier attempt gave to `heartbeat` last; None if nothing.
 
         Raises:
+            NotInFlow: this is a flow's own body.
             DoesNotFit: it is not of that type.
         """
-        ...
-
-
-class StepCurrent:
-    """What is the same for all attempts of steps."""
-
-    __slots__ = ("cancelled",)
-    replaying = False
-    cancelled: bool
-
-
-class FlowCurrent:
-    """`current()` in a flow's own body."""
-
-    __slots__ = ("_place",)
-    step = None
-    attempt = 0
-    cancelled = False
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-
-    @property
-    def flow(self) -> str:
-        """See `Current`."""
-        return self._place.run.flow_name
-
-    @property
-    def id(self) -> str:
-        """See `Current`."""
-        return self._place.run.instance_id
-
-    @property
-    def parent(self) -> tuple[str, str] | None:
-        """See `Current`."""
-        return self._place.run.parent
-
-    @property
-    def restarted(self) -> bool:
-        """See `Current`."""
-        return self._place.run.restarted
-
-    @property
-    def replaying(self) -> bool:
-        """See `Current`."""
-        return self._place.run.replaying
-
-    @property
-    def key(self) -> str:
-        """Only a step has one."""
-        raise NotInFlow(
-            "current().key is a step's idempotency key, and this is a flow's own body: ask for it inside the step"
-        )
-
-    def heartbeat(self, progress: object = None, /) -> None:
-        """Only a step has one."""
-        raise NotInFlow("current().heartbeat() is a step's, and this is a flow's own body: a flow needs none")
-
-    def progress(self, returns: Any, /) -> Any:
-        """Only a step has one."""
-        raise NotInFlow("current().progress() is a step's, and this is a flow's own body: use a variable")
+        raise NotInFlow("current().progress() is a step's, and this is a flow's body: use a variable")
 
 
 def current() -> Current:
@@ -146,7 +112,7 @@ def current() -> Current:
     here: Any = scope.get()
     if type(here) is Place:
         in_flow("current()")
-        return FlowCurrent(here)
+        return Current(here.run.facts)
     if here is not None:
         return here
     raise NotInFlow("current() was called outside a flow and outside a step")
@@ -159,8 +125,9 @@ class _SilentDuringReplay(logging.Filter):
         here: Any = scope.get()
         if type(here) is not Place or running_loop() is not here.run.loop:
             return True
-        record.flow, record.instance = here.run.flow_name, here.run.instance_id
-        return not here.run.replaying
+        facts = here.run.facts
+        record.flow, record.instance = facts.instance.flow, facts.instance.id
+        return not facts.replaying
 
 
 def get_logger(name: str, /) -> logging.Logger:
@@ -206,6 +173,3 @@ def checked(value: Any, returns: Any, what: str) -> Any:
     if returns is not None and value is not None and not fits(value, returns):
         raise DoesNotFit(f"{what}: a {type(value).__qualname__} is not a {returns}")
     return value
-
-
-_Plain = Callable[..., Any]

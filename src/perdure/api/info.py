@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, final
 
@@ -38,34 +39,18 @@ class Info:
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """What `health()` saw; it raises `StoreUnavailable` or `LeaseLost` when flows cannot go on."""
 
-    __slots__ = ("blocked", "hung", "lease_left", "loop_lag", "parked", "paused", "replica", "running")
-
-    def __init__(
-        self,
-        *,
-        replica: str,
-        lease_left: timedelta,
-        paused: str | None,
-        loop_lag: timedelta,
-        running: int,
-        parked: int,
-        blocked: int,
-        hung: Sequence[int],
-    ) -> None:
-        self.replica = replica
-        self.lease_left = lease_left
-        self.paused = paused
-        """Why nothing is claimed now: "disk full", "store away"; None: nothing is wrong."""
-        self.loop_lag = loop_lag
-        self.running = running
-        self.parked = parked
-        self.blocked = blocked
-        """Instances that this engine has set aside since it started."""
-        self.hung = hung
-        """Processes that hold the database and do not go on; `kill_hung=True` would end them."""
-
-    def __repr__(self) -> str:
-        return "<health " + " ".join(f"{name}={getattr(self, name)}" for name in self.__slots__) + ">"
+    replica: str
+    lease_left: timedelta
+    paused: str | None
+    """Why nothing is claimed now: "disk full", "store away"; None: nothing is wrong."""
+    loop_lag: timedelta
+    running: int
+    parked: int
+    blocked: int
+    """Instances that this engine has set aside since it started."""
+    hung: Sequence[int]
+    """Processes that hold the database and do not go on; `kill_hung=True` would end them."""

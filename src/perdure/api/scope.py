@@ -16,6 +16,7 @@ from perdure.errors import NotInFlow
 if TYPE_CHECKING:
     import random
 
+    from perdure.api.current import Facts
     from perdure.api.flow import FlowFunction
     from perdure.api.step import StepSpec
     from perdure.model.records import State
@@ -66,15 +67,7 @@ class FlowRun(Protocol):
     loop: asyncio.AbstractEventLoop
 
     @property
-    def flow_name(self) -> str: ...
-    @property
-    def instance_id(self) -> str: ...
-    @property
-    def parent(self) -> tuple[str, str] | None: ...
-    @property
-    def restarted(self) -> bool: ...
-    @property
-    def replaying(self) -> bool: ...
+    def facts(self) -> Facts: ...
 
     def step(
         self, place: Place, spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], id: str | None

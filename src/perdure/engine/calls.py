@@ -148,24 +148,8 @@ class Calls:
         op.future.add_done_callback(lambda _: handle.cancel())
 
     @property
-    def flow_name(self) -> str:
-        return self.run.instance.flow
-
-    @property
-    def instance_id(self) -> str:
-        return self.run.instance.id
-
-    @property
-    def parent(self) -> tuple[str, str] | None:
-        return self.run.parent
-
-    @property
-    def restarted(self) -> bool:
-        return self.run.restarted
-
-    @property
-    def replaying(self) -> bool:
-        return self.run.replaying
+    def facts(self) -> Execution:
+        return self.run
 
     def now(self) -> float:
         """Flow time."""

@@ -46,6 +46,7 @@ class Claims:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._looks_at = float("inf")
+        self._full = False
         self.unsure = False
         """An answer of the store was lost: what it gave may be unknown here."""
 
@@ -135,7 +136,7 @@ class Claims:
                 execution.mailbox.admit(message)
 
     async def _claim(self, *, thorough: bool) -> tuple[int, float | None]:
-        room = self._scheduler.settings.max_running - len(self._scheduler.resident)
+        room = self._room()
         if room <= 0 or self._scheduler.holding or not self._scheduler.replica.safe_to_start():
             return 0, None
         rows, next_due = await self._store.claim(
@@ -148,6 +149,21 @@ class Claims:
         )
         await self._load(rows)
         return len(rows), next_due
+
+    def _room(self) -> int:
+        """How many more may run here. Who only waits keeps nobody out: beyond `max_resident` it leaves memory."""
+        resident, limit = self._scheduler.resident, self._scheduler.settings.max_running
+        room = limit - len(resident)
+        if room <= 0:
+            room = limit - sum(1 for execution in resident.values() if not execution.waiting)
+        self._full = room <= 0
+        return room
+
+    def made_room(self) -> None:
+        """An instance runs here no more; if others were left out for lack of room, they are claimed."""
+        if self._full:
+            self._full = False
+            self._changed.set()
 
     async def _load(self, rows: Sequence[Instance]) -> None:
         """These instances, which this replica owns and which stood so before, are in memory and run."""

@@ -120,14 +120,6 @@ class Committer:
         self.write_and_tell(write, told)
         return await future
 
-    def withdraw(self, write: Write) -> bool:
-        """The write is not made, if its batch was not taken yet."""
-        for i in range(len(self._writes) - 1, -1, -1):
-            if self._writes[i] is write:
-                self._writes[i] = _NOTHING
-                return True
-        return False
-
     def discard(self, uid: bytes) -> None:
         """What was written of this instance and is in no batch yet is not made."""
         for i, write in enumerate(self._writes):

@@ -28,13 +28,11 @@ from perdure.engine.names import check_name
 from perdure.engine.operations import ASKED, DELIVERED, DROPPED, Op, Pushed, ReadOp, StepOp, TimerOp, cancel_message
 from perdure.engine.payloads import Payloads
 from perdure.errors import (
-    DoesNotFit,
     DuplicateId,
     NotEncodable,
     OutcomeUnknown,
     PayloadTooLarge,
     PerdureError,
-    UnknownType,
 )
 from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
 from perdure.model.writes import Expose, PendingDrop, PendingPut, Send, Update, Write

@@ -10,7 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
 
 from perdure import codec
 from perdure.api.flow import FlowFunction
@@ -27,45 +29,29 @@ from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
 from perdure.errors import StoreRefused
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, State
+from perdure.model.retry import Retry
 from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
 from perdure.stores.contract import Store
 
-if TYPE_CHECKING:
-    from perdure.model.retry import Retry
-
 logger = logging.getLogger("perdure")
 
-class Settings:
-    """What the scheduler is told once."""
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the scheduler is told once. Durations are in seconds."""
 
-    __slots__ = (
-        "default_retry", "kill_hung", "lease", "max_resident", "max_running", "stall_limit", "unload_after", "version",
-    )  # fmt: skip
+    max_resident: int
+    max_running: int
+    unload_after: float | None
+    lease: float
+    stall_limit: float
+    kill_hung: bool
+    version: str
+    default_retry: Retry | None
 
-    def __init__(
-        self,
-        *,
-        max_resident: int,
-        max_running: int,
-        unload_after: float | None,
-        lease: float,
-        stall_limit: float,
-        kill_hung: bool,
-        version: str,
-        default_retry: Retry | None,
-    ) -> None:
-        if lease <= 0 or stall_limit <= 0:
+    def __post_init__(self) -> None:
+        if self.lease <= 0 or self.stall_limit <= 0:
             raise ValueError("lease and stall_limit must be positive")
-        if max_resident < 1 or max_running < 1:
+        if self.max_resident < 1 or self.max_running < 1:
             raise ValueError("max_resident and max_running must be at least 1")
-        self.lease = lease
-        self.kill_hung = kill_hung
-        self.max_resident = max_resident
-        self.max_running = max_running
-        self.unload_after = unload_after
-        self.stall_limit = stall_limit
-        self.version = version
-        self.default_retry = default_retry
 
 
 class Scheduler:
@@ -208,6 +194,7 @@ class Scheduler:
         parked.pop(execution, None)
         parked[execution] = None
         execution.parked_at = self.now()
+        self.claims.made_room()
         if self.draining:
             self._try_release(execution)
         elif len(self.resident) > self.settings.max_resident and not self._unloading:
@@ -272,6 +259,9 @@ class Scheduler:
             None, None, write.version, write.at, None,
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
+        if len(self.resident) >= self.settings.max_running:  # more were created at once than there is room for
+            self._committer.write(Release(write.uid, State.SCHEDULED, self.now()))
+            return
         parent = self.resident.get(write.parent) if write.parent is not None else None
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
         self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self.flows[write.flow], name)
@@ -323,6 +313,7 @@ class Scheduler:
         if execution is None:
             return
         self._parked.pop(execution, None)
+        self.claims.made_room()
         if execution.running:
             self._steps.cut_off(execution)
         if execution.alarm is not None:

@@ -16,7 +16,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perdure import codec
-from perdure.api.current import StepCurrent
+from perdure.api.current import Current
 from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
 from perdure.errors import DoesNotFit, StepFailed
@@ -42,17 +42,17 @@ class StepHost(Protocol):
     async def read_for(self, op: ReadOp) -> Any: ...
 
 
-class Attempt(StepCurrent):
+class Attempt(Current):
     """One attempt of a step: what `current()` shows inside it, and what the runner holds of it."""
 
-    __slots__ = ("cut", "disarm", "host", "in_thread", "op", "task", "timed_out")
+    __slots__ = ("asked_to_end", "cut", "disarm", "host", "op", "task", "timed_out")
 
     def __init__(self, host: StepHost, op: StepOp) -> None:
+        self._facts = op.run
         self.host = host
         self.op = op
-        self.cancelled = False
+        self.asked_to_end = False
         self.task: asyncio.Task[None] | None = None
-        self.in_thread = False
         self.cut = False
         self.timed_out = False
         self.disarm: Callable[[], None] | None = None
@@ -60,20 +60,12 @@ class Attempt(StepCurrent):
     # -- what `current()` shows
 
     @property
-    def flow(self) -> str:
-        return self.op.run.instance.flow
+    def replaying(self) -> bool:
+        return False
 
     @property
-    def id(self) -> str:
-        return self.op.run.instance.id
-
-    @property
-    def parent(self) -> tuple[str, str] | None:
-        return self.op.run.parent
-
-    @property
-    def restarted(self) -> bool:
-        return self.op.run.restarted
+    def cancelled(self) -> bool:
+        return self.asked_to_end
 
     @property
     def step(self) -> str | None:
@@ -145,7 +137,7 @@ class StepRunner:
         """The attempt is asked to end."""
         attempt: Attempt | None = op.running
         if attempt is not None and attempt.task is not None:
-            attempt.cancelled = True
+            attempt.asked_to_end = True
             attempt.task.cancel()
 
     def cut_off(self, run: Execution | None = None) -> list[asyncio.Task[None]]:
@@ -156,7 +148,7 @@ class StepRunner:
         for attempt in list(self.running):
             if run is None or attempt.op.run is run:
                 attempt.cut = True
-                attempt.cancelled = True
+                attempt.asked_to_end = True
                 if attempt.task is not None:
                     attempt.task.cancel()
                     tasks.append(attempt.task)
@@ -223,7 +215,7 @@ class StepRunner:
         def expire() -> None:
             if attempt.task is not None:
                 attempt.timed_out = True
-                attempt.cancelled = True
+                attempt.asked_to_end = True
                 attempt.task.cancel()
 
         attempt.disarm = self._host.call_at(self._host.now() + timeout, expire)
@@ -233,7 +225,6 @@ class StepRunner:
     ) -> Any:
         """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped.
         """
-        attempt.in_thread = True
         work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(_call, fn, args, kwargs))
         try:
             return await asyncio.shield(work)
