@@ -16,6 +16,7 @@ import pytest
 
 from perdure import Engine, NotDurable, NotInFlow, State, capture, delay, flow, receive, step
 from perdure.engine import loop as flow_loop
+from perdure.engine import ordering
 from perdure.model.records import Kind, Loaded
 from perdure.stores.memory import MemoryStore
 from tests.support.clock import ManualClock, manual_system, until
@@ -158,7 +159,7 @@ async def as_completed_over_coroutines(original: bool) -> list[str]:
     async def branch(i: int) -> str:
         return await do(f"b{i}")
 
-    completed: Callable[..., Any] = flow_loop._original_as_completed if original else asyncio.as_completed
+    completed: Callable[..., Any] = flow_ordering._original_as_completed if original else asyncio.as_completed
     return [await future for future in completed([branch(i) for i in range(8)])]
 
 

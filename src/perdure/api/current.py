@@ -82,7 +82,9 @@ class Current:
         Raises:
             NotInFlow: this is a flow's own body, which has none.
         """
-        raise NotInFlow("current().key is a step's idempotency key, and this is a flow's body: ask for it inside the step")
+        raise NotInFlow(
+            "current().key is a step's idempotency key, and this is a flow's body: ask for it inside the step"
+        )
 
     def heartbeat(self, progress: object = None, /) -> None:
         """The step lives, and `progress` is kept for its next attempt (as of the next commit).

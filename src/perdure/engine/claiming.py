@@ -193,7 +193,9 @@ class Claims:
             self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
             return
         if not loaded.entries:
-            begun = self._scheduler.begun(before.uid, before.run, before.flow, self._scheduler.version_of(before.flow), self._now())
+            begun = self._scheduler.begun(
+                before.uid, before.run, before.flow, self._scheduler.version_of(before.flow), self._now()
+            )
             number = self._committer.write(begun)
             loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
             self._scheduler.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number

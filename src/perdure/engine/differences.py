@@ -64,7 +64,9 @@ def _main_line(run: Execution) -> str:
 
 
 def _users_line(frame: Any) -> str | None:
-    """file:line of the innermost frame that is neither asyncio's nor ours; None: the loop itself runs ours, as a task."""
+    """file:line of the innermost frame that is neither asyncio's nor ours; None: the loop itself runs ours, as a
+    task.
+    """
     while frame is not None and frame.f_code is not _TURN:
         filename = frame.f_code.co_filename
         if not any(part in filename for part in _OURS):

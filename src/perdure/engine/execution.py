@@ -502,7 +502,11 @@ class Execution:
 
     def outstanding(self) -> bool:
         """See `loop.Owner`."""
-        return bool(self.ops or self.completed or self.running) or self._position < len(self._recorded) or self.mailbox.listening
+        return (
+            bool(self.ops or self.completed or self.running)
+            or self._position < len(self._recorded)
+            or self.mailbox.listening
+        )
 
     def idle(self) -> None:
         """See `loop.Owner`: nothing moves inside. What the instance wants done is asked of the host."""
@@ -570,7 +574,8 @@ class Execution:
     # ------------------------------------------------------------ the end
 
     def _wind_up(self) -> bool:
-        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs."""
+        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs.
+        """
         if not self._ending:
             self._ending = True
             if ending.cancel_rest(self):
@@ -579,7 +584,11 @@ class Execution:
 
     def _end(self) -> bool:
         """The outcome is written if everything inside has ended, and every step that was cancelled."""
-        if self.to_cancel or any(op.state == DROPPED for op in self.running) or not all(t.done() for t in self.loop.tasks):
+        if (
+            self.to_cancel
+            or any(op.state == DROPPED for op in self.running)
+            or not all(t.done() for t in self.loop.tasks)
+        ):
             return False
         self.stopped = True
         self.host.finished(self, ending.outcome(self))

@@ -92,7 +92,9 @@ class Op:
         self.give()
 
     def digest_today(self, recorded: bytes) -> bytes | None:
-        """The digest that the recorded arguments would have if they were written with today's types; None: they cannot be."""
+        """The digest that the recorded arguments would have if they were written with today's types; None: they
+        cannot be.
+        """
         return self.digest
 
     def give(self) -> None:
@@ -306,7 +308,9 @@ class StartOp(Op):
 
     def restore(self, entry: Entry) -> None:
         if entry.digest != self.digest and entry.arguments is not None:
-            self.wanted_digest = self.run.payloads.digest_of(entry.arguments)  # what it was started with, by older types
+            self.wanted_digest = self.run.payloads.digest_of(
+                entry.arguments
+            )  # what it was started with, by older types
         super().restore(entry)
 
     def activate(self) -> None:
@@ -381,7 +385,9 @@ class WaitOp(Op):
     @property
     def own_failure(self) -> bool:
         """Whether the other instance ended with an exception of its own."""
-        return self.state == DELIVERED and self.ref == State.FAILED.value.encode()  # an answer may be dropped on its way
+        return (
+            self.state == DELIVERED and self.ref == State.FAILED.value.encode()
+        )  # an answer may be dropped on its way
 
     def record(self) -> bool:
         if self.state != ASKED:

@@ -35,6 +35,7 @@ from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler is told once. Durations are in seconds."""
 
