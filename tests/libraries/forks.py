@@ -31,8 +31,8 @@ class Forks:
 
     def __init__(self, seed: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.libraries.forks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            [sys.executable, "-m", "tests.libraries.forks"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env=os.environ | {"PYTHONHASHSEED": str(seed)},
         )  # fmt: skip
 
     def live(self, folder: Path, program: str, *, kill_after: int | None = None, ends: bool = True) -> list[str] | None:
@@ -43,7 +43,8 @@ class Forks:
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # noqa: PT018
-        stdin.write(json.dumps({"folder": str(folder), "program": program, "kill_after": kill_after, "ends": ends}) + "\n")
+        request = {"folder": str(folder), "program": program, "kill_after": kill_after, "ends": ends}
+        stdin.write(json.dumps(request) + "\n")
         stdin.flush()
         status = int(stdout.readline())
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

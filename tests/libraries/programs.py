@@ -63,14 +63,17 @@ async def think(told: list[str], tools: int) -> ModelResponse:
         calls += [("population", {"city": c}) for c in ("Oslo", "Lagos", "Tokyo")]
         return ModelResponse(parts=[ToolCallPart(name, args, f"call-{i}") for i, (name, args) in enumerate(calls)])
     if len(told) == 6:
-        return ModelResponse(parts=[ToolCallPart("total", {"numbers": [int(t) for t in told if t.isdigit()]}, "call-6")])
+        numbers = [int(t) for t in told if t.isdigit()]
+        call = ToolCallPart("total", {"numbers": numbers}, "call-6")
+        return ModelResponse(parts=[call])
     return ModelResponse(parts=[TextPart(f"with {tools} tools: {'; '.join(told)}")])
 
 
 async def model(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    """The messages carry the time of their making; what reaches the step is what the model is to know of them."""
+    """The messages carry the time of their making; the step gets what the model is to know of them."""
     parts: Sequence[Any] = [part for m in messages if isinstance(m, ModelRequest) for part in m.parts]
-    return await think([str(part.content) for part in parts if part.part_kind == "tool-return"], len(info.function_tools))
+    told = [str(part.content) for part in parts if part.part_kind == "tool-return"]
+    return await think(told, len(info.function_tools))
 
 
 agent = Agent(FunctionModel(model), tools=[forecast, population, total])

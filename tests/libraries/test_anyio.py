@@ -173,7 +173,9 @@ async def blocking(how: str) -> str:
     return await capture(lambda: "fine")
 
 
-async def finished_after_a_restart(world: World, engine: Engine, handle: Handle[Any], function: FlowFunction[..., Any]) -> Any:
+async def finished_after_a_restart(
+    world: World, engine: Engine, handle: Handle[Any], function: FlowFunction[..., Any]
+) -> Any:
     """The result, when the whole flow has been replayed twice; nothing of it ran again, and nothing changed."""
     await world.parked(handle)
     journal, before = await world.journal(handle), list(ran)

@@ -1,9 +1,9 @@
-"""A pydantic-ai agent with parallel tool calls and a LangGraph graph with parallel branches survive SIGKILL at every entry."""
+"""A pydantic-ai agent with parallel tool calls and a LangGraph graph with parallel branches survive every SIGKILL."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ def asked(entries: list[Entry]) -> set[tuple[str, str, str, bytes]]:
 @pytest.fixture(params=PROGRAMS)
 async def calm(
     request: pytest.FixtureRequest, processes: list[Forks], tmp_path: Path
-) -> AsyncIterator[tuple[str, list[str], list[Entry]]]:
+) -> tuple[str, list[str], list[Entry]]:
     """A program, and the result and journal of a run without a crash."""
     folder = tmp_path / "calm"
     folder.mkdir()
@@ -64,7 +64,7 @@ async def calm(
     assert result is not None
     entries = await journal(folder, request.param)
     assert effects(folder) == Counter(recorded(entries))
-    yield request.param, result, entries
+    return request.param, result, entries
 
 
 async def test_a_kill_after_any_entry_changes_nothing(

@@ -6,10 +6,12 @@ Once the flow stays in memory, once it is unloaded whenever it waits.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, note
 
@@ -44,7 +46,7 @@ async def live(node: Node, plan: dict[str, Any], *, eager: bool) -> tuple[Loaded
     programs.pace = chance
     engine = Engine(store, flows=[program, child], drain=0, **({"max_resident": 1} if eager else {}))
     if eager:
-        engine._settings.max_resident = 0
+        msgspec.structs.force_setattr(engine._settings, "max_resident", 0)
     try:
         async with engine:
             handle = await engine.start(program, node, id="one")
@@ -62,7 +64,7 @@ async def live(node: Node, plan: dict[str, Any], *, eager: bool) -> tuple[Loaded
                 await asyncio.sleep(0.002)
             row = await store.instance(program.name, "one")
             assert row is not None
-            trace = list(traces["one"])
+            trace = json.loads(json.dumps(traces["one"]))  # as the worker's comes back
             return (await store.load([row.uid]))[0], trace
     finally:
         programs.pace = None

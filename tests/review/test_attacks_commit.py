@@ -5,7 +5,20 @@ from typing import Any
 
 import pytest
 
-from perdure import EngineClosed, Outgoing, State, StoreCorrupt, StoreFull, StoreRefused, capture, flow, receive, send, start
+from perdure import (
+    EngineClosed,
+    Outgoing,
+    State,
+    StoreCorrupt,
+    StoreFull,
+    StoreRefused,
+    capture,
+    flow,
+    receive,
+    send,
+    start,
+)
+from perdure import handle as handle_of
 from perdure.engine import committer as committing
 from perdure.errors import LeaseLost, StoreUnavailable
 from perdure.model.records import Entry, Kind
@@ -28,7 +41,9 @@ def spy(engine: Any, before: Any) -> list[Batch]:
     return seen
 
 
-async def test_an_entry_and_what_follows_from_it_are_in_one_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_entry_and_what_follows_from_it_are_in_one_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever the limit of a batch falls: else a kill between two batches loses a child or a message."""
     monkeypatch.setattr(committing, "BATCH_WRITES", 1)
 
@@ -76,7 +91,9 @@ async def test_what_the_store_refuses_from_outside_is_not_acknowledged(world: Wo
         await engine.cancel(waits, "bad")
 
 
-async def test_large_payloads_that_gathered_go_in_several_batches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_payloads_that_gathered_go_in_several_batches(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(committing, "BATCH_BYTES", 100_000)
 
     @flow
@@ -146,7 +163,8 @@ async def test_who_waits_while_the_lease_is_lost_in_an_outage_is_answered(world:
     more = [asyncio.create_task(engine.start(quick, id=str(n))) for n in range(3, 6)]
     await asyncio.sleep(0)
     member = engine._member
-    assert member is not None and member.replica is not None
+    assert member is not None
+    assert member.replica is not None
     first = member.replica.id
     store._fences[first].alive = False
     member.lost(LeaseLost("taken over"))
@@ -164,7 +182,7 @@ async def test_an_engine_closes_while_the_disk_is_full(world: World) -> None:
     async def waits() -> int:
         return await receive(int)
 
-    engine = await world.engine(waits, drain=0.1, stall_limit=0.2)
+    engine = await world.engine(waits, drain=0.1, stall_limit=0.2, lease=0.5)
     await world.parked(await engine.start(waits, id="1"))
 
     def full(_: Batch) -> None:
@@ -185,11 +203,12 @@ async def test_an_engine_closes_while_it_cannot_join_again(world: World) -> None
     async def waits() -> int:
         return await receive(int)
 
-    engine = await world.engine(waits, drain=0.1, stall_limit=0.2)
+    engine = await world.engine(waits, drain=0.1, stall_limit=0.2, lease=0.5)
     await world.parked(await engine.start(waits, id="1"))
     store: Any = engine._store
     member = engine._member
-    assert member is not None and member.replica is not None
+    assert member is not None
+    assert member.replica is not None
 
     async def away(*_: Any) -> None:
         raise StoreUnavailable("away")
@@ -224,7 +243,8 @@ async def test_a_store_that_is_corrupt_for_a_while_does_not_end_the_engine(world
 
     store.join = corrupt
     member = engine._member
-    assert member is not None and member.replica is not None
+    assert member is not None
+    assert member.replica is not None
     store._fences[member.replica.id].alive = False
     member.lost(LeaseLost("taken over"))
     async with asyncio.timeout(10):
@@ -258,7 +278,6 @@ async def test_a_result_is_waited_for_through_any_error_of_the_store(world: Worl
 
 async def test_a_read_while_the_store_is_away_is_no_outcome(world: World) -> None:
     """`handle.state()` in a flow: the database that is away is asked again, nothing is journaled."""
-    from perdure import handle as handle_of
 
     @flow
     async def looks() -> State:
@@ -279,8 +298,6 @@ async def test_a_read_while_the_store_is_away_is_no_outcome(world: World) -> Non
 
 
 async def test_a_read_that_is_not_wanted_any_more_holds_nobody_up(world: World) -> None:
-    from perdure import handle as handle_of
-
     go = asyncio.Event()
 
     @flow
@@ -302,12 +319,13 @@ async def test_a_read_that_is_not_wanted_any_more_holds_nobody_up(world: World) 
 
     store.instance = slow
     handle = await engine.start(looks, id="1")
-    await eventually(lambda: world.journal(handle), bool)
     member = engine._member
-    assert member is not None and member.scheduler is not None
-    await until(lambda: any(e.running for e in member.scheduler.resident.values()))
+    assert member is not None
+    assert member.scheduler is not None
+    resident = member.scheduler.resident
+    await until(lambda: any(e.running for e in resident.values()))
     world.clock.advance(6)
-    await until(lambda: any(e.seq > 1 for e in member.scheduler.resident.values()))
+    await until(lambda: any(e.seq > 1 for e in resident.values()))
     go.set()
     assert await handle.result(timeout=3) == 7
 

@@ -493,3 +493,160 @@ async def test_a_drain_cuts_at_most_once_off_as_unknown_and_the_others_to_run_ag
     engine = await world.engine(both)
     assert await engine.handle(both, "1").result(timeout=10) == ["unknown", "again"]
     assert sorted(ran) == ["again", "again", "once"]
+
+
+async def test_two_attempts_in_doubt_are_both_unknown(world: World) -> None:
+    began: list[str] = []
+
+    async def forever(name: str) -> str:
+        began.append(name)
+        await asyncio.Event().wait()
+        return name
+
+    @flow
+    async def both() -> list[str]:
+        results = await asyncio.gather(
+            *(capture(forever, name, name=name, at_most_once=True) for name in "ab"), return_exceptions=True
+        )
+        return [r.step for r in results if isinstance(r, OutcomeUnknown)]
+
+    engine = await world.engine(both)
+    await engine.start(both, id="1")
+    await until(lambda: len(began) == 2)
+    engine = await world.restart(engine)
+    assert await engine.handle(both, "1").result(timeout=10) == ["a", "b"]
+    assert began == ["a", "b"]
+
+
+async def test_a_rule_without_end_goes_on_until_it_succeeds(world: World) -> None:
+    ran: list[int] = []
+
+    @step(retry=Retry(attempts=None, initial=0))
+    async def shaky() -> int:
+        ran.append(1)
+        if len(ran) < 50:
+            raise ConnectionError
+        return len(ran)
+
+    @flow
+    async def tries() -> int:
+        return await shaky()
+
+    engine = await world.engine(tries)
+    assert await engine.run(tries, id="1", timeout=10) == 50
+
+
+async def test_jitter_lengthens_the_pause_by_a_part_of_it(world: World) -> None:
+    @step(retry=Retry(attempts=2, initial=100, jitter=0.5))
+    async def broken() -> None:
+        raise ConnectionError
+
+    @flow
+    async def tries() -> None:
+        await broken()
+
+    engine = await world.engine(tries)
+    pauses: set[float] = set()
+    for n in range(5):
+        handle = await engine.start(tries, id=str(n))
+        pauses.add(await wait_for_retry(world, handle, 1) - world.clock.wall())
+    assert all(100 <= pause <= 150 for pause in pauses)
+    assert len(pauses) > 1
+
+
+async def test_a_retry_rule_that_breaks_ends_the_step_with_its_own_error(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def judge(error: Exception) -> bool:
+        raise RuntimeError("cannot judge")
+
+    @step(retry=Retry(retry_on=judge))
+    async def broken() -> None:
+        raise ConnectionError("the error itself")
+
+    @flow
+    async def tries() -> str:
+        with pytest.raises(ConnectionError, match="the error itself"):
+            await broken()
+        return "caught"
+
+    engine = await world.engine(tries)
+    assert await engine.run(tries, id="1", timeout=10) == "caught"
+    assert any("retry rule" in r.getMessage() for r in caplog.records)
+
+
+async def test_a_flow_that_gives_up_waiting_for_the_next_attempt_drops_it(world: World) -> None:
+    ran: list[int] = []
+
+    @step(retry=Retry(attempts=None, initial=100, backoff=1))
+    async def broken() -> None:
+        ran.append(1)
+        raise ConnectionError
+
+    @flow
+    async def gives_up() -> str:
+        try:
+            async with asyncio.timeout(250):
+                await broken()
+        except TimeoutError:
+            await receive(str)
+            return "gave up"
+        return "no"
+
+    engine = await world.engine(gives_up)
+    handle = await engine.start(gives_up, id="1")
+    for n in (1, 2):
+        await wait_for_retry(world, handle, n)
+        world.clock.advance(100)
+    await wait_for_retry(world, handle, 3)
+    world.clock.advance(50)
+    await eventually(lambda: world.pending(handle), lambda rows: rows == [])
+    world.clock.advance(1000)
+    engine = await world.restart(engine)
+    await engine.send(gives_up, "1", "go")
+    assert await engine.handle(gives_up, "1").result(timeout=10) == "gave up"
+    assert len(ran) == 3
+
+
+async def test_a_heartbeat_from_a_thread(world: World) -> None:
+    seen: list[Any] = []
+
+    @step(retry=Retry(attempts=2, initial=0))
+    def long() -> int:
+        here = current()
+        seen.append(here.progress(dict[str, int]))
+        here.heartbeat({"page": 7})
+        if here.attempt == 1:
+            raise ConnectionError
+        return here.attempt
+
+    @flow
+    async def pages() -> int:
+        return await long()
+
+    engine = await world.engine(pages)
+    assert await engine.run(pages, id="1", timeout=10) == 2
+    assert seen == [None, {"page": 7}]
+
+
+async def test_a_step_that_swallows_its_time_limit_has_still_ended(world: World) -> None:
+    began = asyncio.Event()
+
+    @step(timeout=5)
+    async def stubborn() -> str:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "partly done"
+        return "done"
+
+    @flow
+    async def waits() -> str:
+        return await stubborn()
+
+    engine = await world.engine(waits)
+    handle = await engine.start(waits, id="1")
+    await began.wait()
+    world.clock.advance(5)
+    assert await handle.result(timeout=10) == "partly done"

@@ -21,7 +21,7 @@ from perdure import (
     step,
 )
 from tests.support.clock import until
-from tests.support.world import World
+from tests.support.world import World, eventually
 
 # ---------------------------------------------------------------- recorded once
 
@@ -387,3 +387,116 @@ async def test_a_result_that_cannot_be_encoded_fails_once_and_is_not_tried_again
     engine = await world.engine(catches)
     assert await engine.run(catches, id="1", timeout=10) == [odd.name, "['deep'][0]"]
     assert len(ran) == 1
+
+
+async def test_static_and_class_methods(world: World) -> None:
+    class Tools:
+        factor = 3
+
+        @staticmethod
+        @step
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @classmethod
+        @step
+        async def scale(cls, a: int) -> int:
+            return a * cls.factor
+
+    @flow
+    async def uses() -> list[int]:
+        return [await Tools.add(1, 2), await Tools().add(3, 4), await Tools.scale(5), await Tools().scale(6)]
+
+    engine = await world.engine(uses)
+    handle = await engine.start(uses, id="1")
+    assert await handle.result(timeout=10) == [3, 7, 15, 18]
+    assert [e.arguments for e in await world.journal(handle)][3:] == [b"[5]", b"[6]"]  # the class is no argument
+
+
+async def test_captured_steps_keep_their_options(world: World) -> None:
+    ran: list[int] = []
+
+    @step(name="work", retry=Retry(attempts=3, initial=0))
+    async def work() -> int:
+        ran.append(1)
+        if len(ran) < 3:
+            raise ConnectionError
+        return len(ran)
+
+    @flow
+    async def uses() -> list[Any]:
+        first = await capture(work.options(id="named"))
+        with pytest.raises(DuplicateId):
+            await capture(work, id="named")
+        return [first, await capture(work, name="other", retry=Retry(attempts=1))]
+
+    engine = await world.engine(uses)
+    handle = await engine.start(uses, id="1")
+    assert await handle.result(timeout=10) == [3, 4]
+    assert [(e.key, e.name) for e in await world.journal(handle)][1:] == [("=named", "work"), ("0", "other")]
+
+
+async def test_keyword_and_default_arguments_are_one_call_however_they_are_passed(world: World) -> None:
+    calls = [lambda: work(1, b=2), lambda: work(1, 2), lambda: work(a=1, b=2)]
+
+    @step
+    async def work(a: int, b: int = 5, *rest: int, key: str = "k", **more: int) -> list[Any]:
+        return [a, b, list(rest), key, more]
+
+    @flow
+    async def uses() -> list[Any]:
+        got = await calls[0]()
+        other = await work(1, 2, 3, key="x", y=7)
+        await receive(str)
+        return [got, other]
+
+    engine = await world.engine(uses)
+    await world.parked(await engine.start(uses, id="1"))
+    for _ in range(2):
+        calls.append(calls.pop(0))
+        engine = await world.restart(engine)
+    await engine.send(uses, "1", "go")
+    expected = [[1, 2, [], "k", {}], [1, 2, [3], "x", {"y": 7}]]
+    assert await engine.handle(uses, "1").result(timeout=10) == expected
+
+
+async def test_many_steps_at_once(world: World) -> None:
+    @step
+    async def work(n: int) -> int:
+        await asyncio.sleep(0)
+        return n
+
+    @step
+    def in_thread(n: int) -> int:
+        return n
+
+    @flow
+    async def wide(n: int) -> int:
+        results = await asyncio.gather(*(work(i) for i in range(n)), *(in_thread(i) for i in range(100)))
+        await receive(str)
+        return sum(results)
+
+    engine = await world.engine(wide)
+    handle = await engine.start(wide, 2500, id="1")
+    await eventually(lambda: world.journal(handle), lambda entries: len(entries) == 2601)
+    engine = await world.restart(engine)
+    await engine.send(wide, "1", "go")
+    assert await engine.handle(wide, "1").result(timeout=10) == sum(range(2500)) + sum(range(100))
+
+
+async def test_work_that_is_no_coroutine_function_but_gives_an_awaitable(world: World) -> None:
+    async def inner() -> int:
+        return 5
+
+    @step
+    def own(x: int) -> Any:
+        return inner()
+
+    assert await own(1) == 5
+
+    @flow
+    async def uses() -> int:
+        return await capture(lambda: inner()) + await capture(functools.partial(own, x=1))
+
+    engine = await world.engine(uses)
+    assert await engine.run(uses, id="1", timeout=10) == 10

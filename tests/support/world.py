@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from perdure import Engine, Handle, State, Store
+from perdure import Engine, EngineClosed, Handle, State, Store
 from perdure.model.records import Entry, Instance, Message, Pending
 from perdure.stores.memory import MemoryStore
 from perdure.stores.sqlite import SqliteStore
@@ -51,12 +51,9 @@ class World:
         member = engine._member
         assert member is not None
         committer = member.committer
-        committer.halt()
-        if committer._task is not None:
-            committer._task.cancel()
-            await asyncio.gather(committer._task, return_exceptions=True)
-            committer._task = None
-        committer.take_outside()
+        await committer.give_up()
+        for _, told in committer.take_outside():
+            told(None, EngineClosed("the engine died"))
         if member.replica is not None and member.scheduler is not None:
             member.replica.gone = True  # so that nothing is drained, and nothing given back
             member.scheduler.abandon()

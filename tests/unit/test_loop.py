@@ -159,7 +159,7 @@ async def as_completed_over_coroutines(original: bool) -> list[str]:
     async def branch(i: int) -> str:
         return await do(f"b{i}")
 
-    completed: Callable[..., Any] = flow_ordering._original_as_completed if original else asyncio.as_completed
+    completed: Callable[..., Any] = ordering._original_as_completed if original else asyncio.as_completed
     return [await future for future in completed([branch(i) for i in range(8)])]
 
 
@@ -168,7 +168,8 @@ async def test_as_completed_makes_its_tasks_in_the_order_given() -> None:
     async with bench.engine() as engine:
         await engine.run(as_completed_over_coroutines, False, id="one")
     entries = (await bench.loaded(as_completed_over_coroutines.name)).entries
-    assert {e.key: e.arguments for e in entries if e.kind == Kind.STEP} == {f"{i}.0": f'["b{i}"]'.encode() for i in range(8)}
+    steps = {e.key: e.arguments for e in entries if e.kind == Kind.STEP}
+    assert steps == {f"{i}.0": f'["b{i}"]'.encode() for i in range(8)}
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")

@@ -145,7 +145,7 @@ class Step(Generic[P, R]):
         """
         given = {"retry": retry, "at_most_once": at_most_once, "timeout": timeout}
         changed = {name: value for name, value in given.items() if value is not NOT_GIVEN}
-        return Step(self.spec.changed(**changed) if changed else self.spec, id)
+        return Step(self.spec.changed(**changed) if changed else self.spec, self.id if id is None else id)
 
     @overload
     def __get__(self, instance: None, owner: type[Any]) -> Step[P, R]: ...
@@ -178,7 +178,8 @@ async def _run_plainly(what: str, here: Any, spec: StepSpec, args: tuple[Any, ..
         in_flow(what)  # one of the two signs only: raises, and says which
     if spec.is_async:
         return await spec.fn(*args, **kwargs)
-    return await asyncio.to_thread(spec.fn, *args, **kwargs)
+    value = await asyncio.to_thread(spec.fn, *args, **kwargs)
+    return await value if inspect.isawaitable(value) else value
 
 
 class _StepDecorator(Protocol):
@@ -293,16 +294,16 @@ async def capture(
         OutcomeUnknown: with `at_most_once`: it was begun, and whether it happened is not known.
     """
     place = in_flow("capture()")
-    if isinstance(work, Step):
-        spec = work.spec
-    else:
-        fn: Any = work
-        kwargs: Mapping[str, Any] = {}
-        while isinstance(fn, functools.partial):  # its keywords are arguments as well
-            args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
+    fn: Any = work
+    kwargs: Mapping[str, Any] = {}
+    while isinstance(fn, functools.partial):  # its keywords are arguments as well
+        args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
+    if not isinstance(fn, Step):
         label = name or getattr(fn, "__qualname__", None) or type(fn).__qualname__
         spec = StepSpec(fn, label, retry=retry, at_most_once=at_most_once, timeout=timeout, returns=returns)
         return await finish(place.run.step(place, spec, args, kwargs, id))
+    own = cast("Step[..., Any]", fn)
+    spec = own.spec
     changed = spec.changed(
         name=name or spec.name,
         retry=retry or spec.retry,
@@ -310,4 +311,4 @@ async def capture(
         timeout=timeout or spec.timeout,
         returns=returns,
     )
-    return await finish(place.run.step(place, changed, args, {}, id))
+    return await finish(place.run.step(place, changed, args, kwargs, own.id if id is None else id))

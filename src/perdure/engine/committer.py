@@ -84,6 +84,8 @@ class Committer:
         self._scheduled = False
         self._closed: BaseException | None = None
         self._halted = False
+        self._cut = False
+        """Whether the last batch left writes behind that may be large."""
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
@@ -126,11 +128,17 @@ class Committer:
             if write is not _NOTHING and whose(write) == uid:
                 self._writes[i] = _NOTHING
 
-    async def drained(self) -> None:
-        """Everything that was written before is durable (or the committer was stopped)."""
-        while self._writes or self._task is not None:
+    async def drained(self, patience: float) -> None:
+        """Everything that was written before is durable; or nothing more became so within `patience` seconds."""
+        while (self._writes or self._task is not None) and not self._halted and self._closed is None:
+            before = self.durable
             self._idle.clear()
-            await self._idle.wait()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._idle.wait()
+            except TimeoutError:
+                if self.durable == before:
+                    return
 
     def stop(self, error: BaseException) -> None:
         """No more batches; who waits is told the error."""
@@ -141,6 +149,15 @@ class Committer:
     def halt(self) -> None:
         """No batch is taken any more: what outsiders write is kept for `take_outside`."""
         self._halted = True
+        self._idle.set()
+
+    async def give_up(self) -> None:
+        """As `halt`, and the batch under way, whose outcome is unknown then, is among what is left to write."""
+        self.halt()
+        await asyncio.sleep(0)  # a task that is cancelled before its first turn would not put its batch back
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def take_outside(self) -> list[tuple[Write, Told]]:
         """Nothing is left to write; gives what outsiders wait for, which another committer may make good."""
@@ -161,10 +178,11 @@ class Committer:
     def _take(self) -> list[Write]:
         writes = self._writes
         n = min(len(writes), BATCH_WRITES)
-        if self._host.large_bytes() > BATCH_BYTES:  # only then can it be too much
+        if self._host.large_bytes() > BATCH_BYTES or self._cut:  # only then can it be too much
             n = _prefix_of_bytes(writes, n)
         if n < len(writes):
             n = self._whole(n)
+        self._cut = n < len(writes)
         self._writes = writes[n:]
         return writes if n == len(writes) else writes[:n]
 
@@ -186,7 +204,14 @@ class Committer:
             self._writes = writes + self._writes
             self._host.lost(error)
             return
+        except asyncio.CancelledError:
+            self._task = None
+            self._writes = writes + self._writes
+            raise
         except Exception as error:
+            if self.replica is None:
+                self._refuse(writes, error)
+                return
             self._writes = writes + self._writes
             self._failed(error)
             return
@@ -199,6 +224,14 @@ class Committer:
         except Exception as error:
             self._failed(error)
         self._tell(first, answers)
+        self._real.call_soon(self._flush)
+
+    def _refuse(self, writes: list[Write], error: Exception) -> None:
+        """A client has nothing to begin anew: who asked for these writes gets the error."""
+        self._task = None
+        self.durable += len(writes)
+        while self._told and self._told[0][0] <= self.durable:
+            self._told.pop(0)[1](None, error)
         self._real.call_soon(self._flush)
 
     def _failed(self, error: Exception) -> None:

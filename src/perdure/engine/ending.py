@@ -89,7 +89,18 @@ def unload(run: Execution) -> list[FlowTask]:
         loop.owner = _NOBODY
         run.main = None
         del run.root, run.mailbox
+    for task in left:
+        _keep_for_ever(task)
     return left
+
+
+def _keep_for_ever(task: FlowTask) -> None:
+    """No collector closes the task's coroutine, not even at the end of the process: one that swallows everything in a loop
+    would never come back from that. A list would not do: it goes with the engine, or with its module.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
 
 
 class _Nobody:

@@ -140,12 +140,20 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         await self._stop(self._drain)
 
     async def _stop(self, drain: float) -> None:
-        if self._member is None:
+        member = self._member
+        if member is None:
             return
-        await self._member.close(drain, EngineClosed("the engine was closed"))
-        self._member = None
-        collector.engine_stopped()
-        await self._store.close()
+        closed = EngineClosed("the engine was closed")
+        try:
+            await member.close(drain, closed)
+        except asyncio.CancelledError:  # the drain was cut short: nothing waits any more, but nobody keeps a lease for nothing
+            await member.close(0.0, closed)
+            raise
+        finally:
+            if self._member is member:
+                self._member = None
+                collector.engine_stopped()
+            await self._store.close()
 
     async def serve(self) -> None:
         """Flows are run until the process gets SIGTERM or SIGINT; then the engine drains and is closed. A second
@@ -201,7 +209,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             async with asyncio.timeout(seconds(timeout)):
                 await self._store.check()
         except TimeoutError:
-            raise StoreUnavailable(f"the store has not answered within {seconds(timeout):g} s") from None
+            if not member.hung:
+                raise StoreUnavailable(f"the store has not answered within {seconds(timeout):g} s") from None
+        except StoreUnavailable:
+            if not member.hung:  # else what is seen says more: it names who holds the database
+                raise
         replica, scheduler = member.replica, member.scheduler
         running, parked = scheduler.counts() if scheduler is not None else (0, 0)
         return Health(

@@ -25,7 +25,18 @@ from perdure.engine.host import Host
 from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.names import check_name
-from perdure.engine.operations import ASKED, DELIVERED, DROPPED, Op, Pushed, ReadOp, StepOp, TimerOp, cancel_message
+from perdure.engine.operations import (
+    ASKED,
+    DELIVERED,
+    DROPPED,
+    Op,
+    Pushed,
+    ReadOp,
+    StepOp,
+    TimerOp,
+    WaitOp,
+    cancel_message,
+)
 from perdure.engine.payloads import Payloads
 from perdure.errors import (
     DuplicateId,
@@ -195,6 +206,8 @@ class Execution:
             self._dropped.add(op.key)
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
+            elif isinstance(op, WaitOp) and self._position == len(self._recorded):
+                op.dropped()  # after the last entry: what was written then may be lost, and is the same if it is not
 
     # ------------------------------------------------------------ delivering (called by the loop when it is idle)
 
@@ -211,7 +224,8 @@ class Execution:
         if self._ahead >= AHEAD_ENTRIES or self.host.holding:
             if self.completed:
                 self.want_gate()
-            return False
+            if self._ahead >= AHEAD_ENTRIES or self.host.holding:  # else the gate stood open
+                return False
         completed = self.completed
         while completed:
             try:
@@ -443,6 +457,17 @@ class Execution:
         if not self.stopped:
             self.loop.wake()  # it may have been the last thing that the end waited for
 
+    def interrupted_step(self, op: StepOp) -> None:
+        """The attempt was cut off by the end of the process: it begins again, or never if that is not allowed."""
+        if op.state != ASKED:
+            self.step_gone(op)
+        elif op.spec.at_most_once:
+            self.outcome_unknown(op, "it was interrupted")
+        else:
+            self.running.pop(op, None)
+            op.running = None
+            self.to_go.append(op)
+
     def outcome_unknown(self, op: StepOp, why: str) -> None:
         """The at-most-once attempt was begun, and how it ended will never be known."""
         self.running.pop(op, None)
@@ -502,11 +527,18 @@ class Execution:
 
     def outstanding(self) -> bool:
         """See `loop.Owner`."""
-        return (
-            bool(self.ops or self.completed or self.running)
-            or self._position < len(self._recorded)
-            or self.mailbox.listening
-        )
+        # Only what is the same at replay: not what has come meanwhile, runs still, or stands in the journal.
+        return bool(self.ops) or self.mailbox.listening
+
+    def cut_short(self) -> None:
+        """See `loop.Owner`: the row, which may be written before the rest of the turns, says that something is to do."""
+        if self.waiting and not self.stopped:
+            self.waiting, self.due_at = False, None
+            self.write(Update(self.uid, False, None))
+
+    def interrupted(self) -> None:
+        """A signal's exception went through the flow's code: it can only begin again from the journal."""
+        self.waiting, self.due_at = False, None
 
     def idle(self) -> None:
         """See `loop.Owner`: nothing moves inside. What the instance wants done is asked of the host."""

@@ -69,6 +69,10 @@ class Owner(Protocol):
         """A number that changes when the flow asks for something or a task of it ends."""
         ...
 
+    def cut_short(self) -> None:
+        """It is the real loop's turn, and there is more to do inside; called outside the flow loop."""
+        ...
+
     def outstanding(self) -> bool:
         """Whether something was asked for that is still to come."""
         ...
@@ -200,6 +204,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
             _set_running(self.real)
             _set_hooks(*hooks)
         if more:
+            self.owner.cut_short()
             self.wake()
         elif not self.closed:
             self.owner.idle()

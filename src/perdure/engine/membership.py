@@ -68,7 +68,7 @@ class Membership:
         )
         await replica.join()
         committer = Committer(self._store, self, self.real, replica.id, replica.epoch)
-        self.replica, self.committer, self.lost_error = replica, committer, None
+        self.replica, self.committer, self.lost_error, self.paused = replica, committer, None, None
         await self._reap()
         self.scheduler = Scheduler(
             self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings, self.now,
@@ -95,11 +95,14 @@ class Membership:
         if self.scheduler is not None and self.replica is not None and not self.replica.gone:
             await self.scheduler.drain(drain)
         if self.paused is None:
-            await self.committer.drained()
+            await self.committer.drained(self._settings.lease)
         self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.committer.give_up()
+        if self.scheduler is not None:
+            self.scheduler.abandon()  # what could not be given back is left to others, but nothing to the collector
         self.committer.stop(error)
         self.waiters.close(error)
         self._timers.close()
@@ -182,6 +185,7 @@ class Membership:
     ) -> None:
         if steps:
             await asyncio.wait(steps, timeout=self._settings.stall_limit)
+        await committer.give_up()  # a batch that is being tried again would take its outsiders along
         await old.stop()
         if scheduler is not None:
             scheduler.close()

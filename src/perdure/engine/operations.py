@@ -95,7 +95,7 @@ class Op:
         """The digest that the recorded arguments would have if they were written with today's types; None: they
         cannot be.
         """
-        return self.digest
+        return codec.digest(recorded)
 
     def give(self) -> None:
         """The waiting task gets the outcome; may raise UnknownType or DoesNotFit."""

@@ -88,6 +88,7 @@ class Replica:
         self._stopping = True
         self._wake.set()
         self._unwatch()
+        self._unwatch = lambda: None
         if self._turn is not None:
             self._turn.cancel()
         if self._thread is not None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -21,7 +21,7 @@ from perdure.engine.claiming import Claims
 from perdure.engine.committer import Committer, Outcome, whose
 from perdure.engine.execution import Execution
 from perdure.engine.loop import IDLE_TURNS, FlowLoop
-from perdure.engine.operations import ReadOp
+from perdure.engine.operations import ASKED, ReadOp, StepOp
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
@@ -118,11 +118,21 @@ class Scheduler:
         loops, self._ready_loops = self._ready_loops[::-1], []
         try:
             while loops:
-                loops.pop().run()
+                loop = loops.pop()
+                try:
+                    loop.run()
+                except (SystemExit, KeyboardInterrupt):
+                    self._interrupted(cast("Execution", loop.owner))
+                    raise
         finally:
             if loops:  # one of them raised SystemExit or KeyboardInterrupt
                 self._ready_loops += loops
                 self.real.call_soon(self._run_ready)
+
+    def _interrupted(self, execution: Execution) -> None:
+        """What a signal's handler raises is no outcome of the flow that it hit: that goes on from its journal."""
+        execution.interrupted()
+        self._try_release(execution, anyway=True)
 
     def gate(self, execution: Execution) -> None:
         """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""
@@ -356,7 +366,9 @@ class Scheduler:
         self._steps.cut_off(execution)
         self.blocked_count += 1
         self._committer.discard(execution.uid)
+        self.suspending.pop(execution.uid, None)
         self.real.call_soon(self._forget, execution.uid)
+        self.real.call_soon(self._waiters.look)
         return [
             Release(
                 execution.uid,
@@ -396,6 +408,8 @@ class Scheduler:
     def evict(self, uid: bytes, why: str) -> None:
         """The instance is another's: dropped from memory, nothing is written."""
         execution = self.resident.get(uid)
+        self.suspending.pop(uid, None)
+        self.missed.discard(uid)
         if execution is not None:
             logger.warning("%r is dropped: %s", execution, why)
             execution.stopped = True
@@ -440,13 +454,16 @@ class Scheduler:
             await asyncio.wait(tasks, timeout=self.stall_limit)
         for execution in list(self.resident.values()):
             self._try_release(execution, anyway=True)
-        await self._committer.drained()
+        await self._committer.drained(self.settings.lease)
 
     def _try_release(self, execution: Execution, *, anyway: bool = False) -> None:
         """An instance without a running step is nobody's, to go on where its row says."""
         uid = execution.uid
         if uid in self.suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
             return
+        for op in execution.to_go:
+            if isinstance(op, StepOp) and op.row and op.state == ASKED:
+                execution.put_pending(op)  # an intent of which it is known that nothing was begun
         execution.stopped = True
         waiting = execution.waiting and not execution.completed
         state = State.SUSPENDED if waiting else State.SCHEDULED

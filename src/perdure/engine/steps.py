@@ -8,6 +8,7 @@ again elsewhere.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from perdure import codec
 from perdure.api.current import Current
 from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
-from perdure.errors import DoesNotFit, StepFailed
+from perdure.errors import DoesNotFit, StepFailed, StoreUnavailable
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("perdure")
 
 _NOT_GIVEN_TYPE = "_NotGiven"
+READ_AGAIN_SECONDS = 0.2
 
 
 class StepHost(Protocol):
@@ -157,6 +159,8 @@ class StepRunner:
     def close(self) -> None:
         """No thread is waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for read in self._reads:
+            read.cancel()
 
     async def _run(self, attempt: Attempt, op: StepOp, context: Context) -> None:
         spec = op.spec
@@ -172,13 +176,17 @@ class StepRunner:
                 value = await spec.fn(*args, **kwargs)
             else:
                 value = await self._in_thread(attempt, context, spec.fn, args, kwargs)
+                if inspect.isawaitable(value):  # `lambda: client.get(url)`
+                    value = await value
             returns = spec.returns
             if returns is None or returns is type(None):
                 value = None
             elif type(returns).__name__ != _NOT_GIVEN_TYPE and not codec.fits(value, returns):
                 raise DoesNotFit(f"{op.name} returned a {type(value).__qualname__}, which is not a {returns}")
             data, copy = run.payloads.round_trip(value, op.name)
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt):  # a signal's, and no outcome of the step that it hit
+            self.running.discard(attempt)
+            run.interrupted_step(op)
             raise
         except BaseException as error:
             self.running.discard(attempt)
@@ -242,7 +250,7 @@ class StepRunner:
     async def _read(self, op: ReadOp) -> None:
         run = op.run
         try:
-            value = await self._host.read_for(op)
+            value = await self._read_at_last(op)
             op.outcome = run.payloads.encode(value, op.name)
         except asyncio.CancelledError:
             run.running.pop(op, None)
@@ -252,6 +260,18 @@ class StepRunner:
         run.running.pop(op, None)
         if op.state == ASKED:
             run.complete(op)
+        elif not run.stopped:
+            run.loop.wake()  # something may wait for the end of what was cancelled
+
+    async def _read_at_last(self, op: ReadOp) -> Any:
+        """A store that is away is no answer: it is asked again, as long as anybody wants to know."""
+        while True:
+            try:
+                return await self._host.read_for(op)
+            except StoreUnavailable:
+                if op.state != ASKED or op.run.stopped:
+                    raise
+                await asyncio.sleep(READ_AGAIN_SECONDS)
 
 
 def _call(fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -99,11 +99,13 @@ class Timers:
 
     def _ring(self) -> None:
         now = self._now()
-        while self._heap and self._heap[0].when <= now:
-            alarm = heapq.heappop(self._heap)
-            callback, alarm.callback = alarm.callback, None
-            if callback is None:
-                self._off -= 1
-            else:
-                callback(*alarm.args)
-        self._set_bell()
+        try:
+            while self._heap and self._heap[0].when <= now:
+                alarm = heapq.heappop(self._heap)
+                callback, alarm.callback = alarm.callback, None
+                if callback is None:
+                    self._off -= 1
+                else:
+                    callback(*alarm.args)
+        finally:
+            self._set_bell()  # whatever a callback raised: no other is late for it

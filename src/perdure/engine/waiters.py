@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from perdure.errors import InstanceNotFound, PerdureError, StoreUnavailable
+from perdure.errors import InstanceNotFound, PerdureError
 from perdure.model.records import Instance, State
 from perdure.stores.contract import Store
 
@@ -32,6 +32,7 @@ class Waiters:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._warned: set[bytes] = set()
+        self._closed: PerdureError | None = None
 
     async def ended(self, uid: bytes, flow: str, id: str) -> Ended:
         """How the instance ended, when it has.
@@ -39,6 +40,8 @@ class Waiters:
         Raises:
             InstanceNotFound: it is not there (any more).
         """
+        if self._closed is not None:
+            raise self._closed
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(uid, []).append(future)
         self._names[uid] = (flow, id)
@@ -67,11 +70,12 @@ class Waiters:
     def look(self) -> None:
         """Something may have changed elsewhere."""
         self._changed.set()
-        if self._task is None and self._waiting:
+        if self._task is None and self._waiting and self._closed is None:
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def close(self, error: PerdureError) -> None:
         """Nobody waits any more."""
+        self._closed = error
         if self._task is not None:
             self._task.cancel()
         for futures in self._waiting.values():
@@ -87,7 +91,7 @@ class Waiters:
             if elsewhere:
                 try:
                     self._look_at(elsewhere, await self._store.instances(elsewhere))
-                except StoreUnavailable as error:
+                except Exception as error:
                     logger.warning("results cannot be looked up now, tried again: %s", error)
             elif not self._waiting:
                 break
