@@ -1,8 +1,8 @@
 """What simpler designs break on one machine: each scenario of the design's review that no other suite plays.
 
 Played elsewhere: sets and `as_completed` (tests/property, tests/unit/test_loop.py), unloading and async generators
-(tests/faults, tests/unit/test_loop.py), never idle, shared primitives (tests/unit/test_loop.py, tests/scenarios), pending
-operations (tests/scenarios/test_steps.py), lost wake-ups, reaping and fences (tests/conformance), hung writers
+(tests/faults, tests/unit/test_loop.py), never idle, shared primitives (tests/unit/test_loop.py, tests/scenarios),
+pending operations (tests/scenarios/test_steps.py), lost wake-ups, reaping and fences (tests/conformance), hung writers
 (tests/unit/test_sqlite_processes.py), start conflicts (tests/scenarios/test_children.py), blocked instances
 (tests/scenarios/test_nondeterminism.py), streams and `receive` (tests/scenarios), unknown commits, refused data and
 bounds (test_attacks_commit.py, test_attacks_running.py).

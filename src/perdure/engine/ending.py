@@ -95,8 +95,8 @@ def unload(run: Execution) -> list[FlowTask]:
 
 
 def _keep_for_ever(task: FlowTask) -> None:
-    """No collector closes the task's coroutine, not even at the end of the process: one that swallows everything in a loop
-    would never come back from that. A list would not do: it goes with the engine, or with its module.
+    """No collector closes the task's coroutine, not even at the end of the process: one that swallows everything in a
+    loop would never come back from that. A list would not do: it goes with the engine, or with its module.
     """
     import ctypes
 

@@ -27,7 +27,7 @@ from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
-from perdure.errors import StoreRefused
+from perdure.errors import PerdureError, StoreRefused
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, State
 from perdure.model.retry import Retry
 from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
@@ -221,7 +221,8 @@ class Scheduler:
         uid = execution.uid
         if uid in self.suspending or uid not in self.resident:
             return
-        logger.error("%r is blocked: %s", execution, error)
+        trace = None if isinstance(error, PerdureError) else error
+        logger.error("%r is blocked: %s", execution, error, exc_info=trace)
         self.blocked_count += 1
         execution.stopped = True
         reason = f"{type(error).__name__}: {error}"
