@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,10 @@ def to_epoch(at: datetime) -> float:
 
 class Clock:
     """The machine's clocks. `wall` may be set by hand; `boot` only goes forward and counts suspended time."""
+
+    def __init__(self) -> None:
+        if type(self).boot is Clock.boot:  # it is read several times a step: spare the call through Python
+            self.boot = functools.partial(time.clock_gettime, _BOOT)
 
     def wall(self) -> float:
         """Epoch seconds."""

@@ -73,14 +73,15 @@ def not_encodable(reason: str, path: str) -> NotEncodable:
     return NotEncodable(f"{path}: {reason}" if path and len(path) < 200 else reason, path=path)
 
 
-def encode(value: object) -> bytes:
+def encode(value: Any) -> bytes:
     """The value as bytes: equal values of equal types give equal bytes, in every process.
 
     Raises:
         NotEncodable: it holds something that cannot be written; `path` says where.
     """
     try:
-        if type(value) in ATOMS:
+        t = type_of(value)
+        if t in ATOMS or (t is list and _all_plain(value)):
             return dumps(value)
         return dumps(write(value, 0))
     except Refusal as no:
@@ -90,6 +91,15 @@ def encode(value: object) -> bytes:
         raise not_encodable("a str with a lone surrogate; it is not text that can be written", path or "") from None
     except RecursionError:
         raise NotEncodable("nested too deep to be written from here") from None
+
+
+def _all_plain(values: list[Any]) -> bool:
+    """Whether JSON says every item as it is: so are most arguments."""
+    for item in values:
+        t = type_of(item)
+        if t not in ATOMS and (t is not int or not _INT_MIN <= item <= _INT_MAX):
+            return False
+    return True
 
 
 def write(value: Any, depth: int) -> Any:

@@ -29,6 +29,7 @@ from perdure.engine.names import check_name
 from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.payloads import Payloads
 from perdure.engine.scheduler import Settings
+from perdure.engine.waiters import Ended
 from perdure.errors import (
     AlreadyStarted,
     EngineClosed,
@@ -445,18 +446,23 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def result(self, flow: str, id: str, uid: bytes | None, timeout: float | None) -> Any:
         """See `Handle.result`."""
         member = self._check()
-        try:
-            async with asyncio.timeout(timeout):
-                if uid is None:
-                    row = await self._row(flow, id, None)
-                    uid = row.uid
-                state, outcome = await member.waiters.ended(uid, flow, id)
-        except TimeoutError:
-            raise TimeoutError(f"{flow} {id!r} has not ended within {timeout:g} s; it goes on") from None
+        if timeout is None:
+            state, outcome = await self._ended(member, flow, id, uid)
+        else:
+            try:
+                async with asyncio.timeout(timeout):
+                    state, outcome = await self._ended(member, flow, id, uid)
+            except TimeoutError:
+                raise TimeoutError(f"{flow} {id!r} has not ended within {timeout:g} s; it goes on") from None
         if state is State.FAILED:
             return raise_outcome(flow, id, state, None, self._payloads.decode_error(outcome or b""))
         value = None if outcome is None else self._payloads.decode(outcome)
         return raise_outcome(flow, id, state, value, None)
+
+    async def _ended(self, member: Membership, flow: str, id: str, uid: bytes | None) -> Ended:
+        if uid is None:
+            uid = (await self._row(flow, id, None)).uid
+        return await member.waiters.ended(uid, flow, id)
 
     async def state_of(self, flow: str, id: str, uid: bytes | None) -> State:
         """See `Handle.state`."""

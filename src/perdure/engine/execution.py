@@ -35,6 +35,7 @@ from perdure.engine.operations import (
     StepOp,
     TimerOp,
     WaitOp,
+    begun_with,
     cancel_message,
 )
 from perdure.engine.payloads import Payloads
@@ -272,7 +273,7 @@ class Execution:
 
     def _begin(self, entry: Entry) -> None:
         if entry.arguments is not None:  # kept with the instance: replay must count turns as the first run did
-            self.loop.idle_turns = codec.decode(entry.arguments)["idle_turns"]
+            self.loop.idle_turns = begun_with(entry.arguments)
         args = self.payloads.decode(self.instance.arguments)
         context = fresh_context(self.root, self.host.base_context)
         self.main = self.loop.start_main(context.run(self.flow.body, *args), context)
@@ -302,8 +303,9 @@ class Execution:
     def complete(self, op: Op | Pushed) -> None:
         """A live outcome is there; it gets its place when the loop is idle."""
         self.completed.append(op)
-        if not self.stopped:
-            self.loop.wake()
+        loop = self.loop
+        if not (loop.scheduled or loop.turning or self.stopped):
+            loop.wake()
 
     def append(self, op: Op, attempts: int, started_at: float) -> None:
         """The operation's outcome is the next entry."""

@@ -154,8 +154,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
     """See the module. One per resident instance, entered from plain callbacks of the real loop only."""
 
     __slots__ = (
-        "_activity", "_created", "_generators", "_meddled", "_ready", "_salt", "_scheduled", "_stuck", "_turns",
-        "closed", "idle_turns", "now", "owner", "real", "tasks", "turning",
+        "_activity", "_created", "_generators", "_meddled", "_ready", "_salt", "_stuck", "_turns",
+        "closed", "idle_turns", "now", "owner", "real", "scheduled", "tasks", "turning",
     )  # fmt: skip
     is_flow_loop: Final = True
 
@@ -171,7 +171,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._salt = salt
         self._created = 0
         self._ready: list[FlowHandle] = []
-        self._scheduled = False
+        self.scheduled = False
         self._stuck = False  # idle by rule: turns only after the next delivery
         self._turns = 0
         self._activity = 0
@@ -182,15 +182,15 @@ class FlowLoop(asyncio.AbstractEventLoop):
 
     def wake(self) -> None:
         """The loop runs in the next turn of the real loop."""
-        if not self._scheduled and not self.turning:
-            self._scheduled = True
+        if not self.scheduled and not self.turning:
+            self.scheduled = True
             self.owner.schedule(self)
 
     def run(self) -> None:
         """Everything inside runs until idle, outcomes are delivered until there are none; a callback of the real
         loop.
         """
-        self._scheduled = False
+        self.scheduled = False
         if self.closed:
             return
         hooks = sys.get_asyncgen_hooks()

@@ -16,7 +16,7 @@ import msgspec
 
 from perdure import codec
 from perdure.api.scope import Started
-from perdure.engine.loop import FlowHandle, FlowTimer
+from perdure.engine.loop import IDLE_TURNS, FlowHandle, FlowTimer
 from perdure.errors import AlreadyStarted, DoesNotFit, FlowCancelled, InstanceNotFound, StepFailed, UnknownType
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
 from perdure.model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
@@ -116,6 +116,18 @@ class Op:
     def why_outstanding(self) -> str:
         """For people: what is awaited."""
         return f"{self.kind} {self.name} ({self.key})"
+
+
+@functools.lru_cache(maxsize=64)
+def begun(version: str) -> bytes:
+    """What entry 0 says: whose code began, and by which count of turns its loop counts as idle."""
+    return codec.encode({"version": version, "idle_turns": IDLE_TURNS})
+
+
+@functools.lru_cache(maxsize=64)
+def begun_with(arguments: bytes) -> int:
+    """The count of turns in entry 0."""
+    return codec.decode(arguments)["idle_turns"]
 
 
 def raisable(error: BaseException) -> BaseException:

@@ -132,7 +132,7 @@ class Payloads:
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[int | str]
     ) -> tuple[list[Any], Mapping[str, Any]]:
         """The arguments as decoding the stored bytes gives them; those that cannot be encoded as they are."""
-        decoded = self.decode(data)
+        decoded = codec.decode(data) if self._hook is None else self.decode(data)
         positional: list[Any] = decoded[0] if kwargs else decoded
         keywords: dict[str, Any] = decoded[1] if kwargs else {}
         if opaque:

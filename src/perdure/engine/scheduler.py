@@ -14,14 +14,13 @@ from typing import Any, cast
 
 import msgspec
 
-from perdure import codec
 from perdure.api.flow import FlowFunction
 from perdure.engine import ending
 from perdure.engine.claiming import Claims
 from perdure.engine.committer import Committer, Outcome, whose
 from perdure.engine.execution import Execution
-from perdure.engine.loop import IDLE_TURNS, FlowLoop
-from perdure.engine.operations import ASKED, ReadOp, StepOp
+from perdure.engine.loop import FlowLoop
+from perdure.engine.operations import ASKED, ReadOp, StepOp, begun
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.steps import StepRunner
@@ -196,8 +195,7 @@ class Scheduler:
         return (function.version if function is not None else None) or self.settings.version
 
     def begun(self, uid: bytes, run: int, flow: str, version: str, now: float) -> Entry:
-        told = codec.encode({"version": version, "idle_turns": IDLE_TURNS})
-        return Entry(uid, run, 0, "", Kind.BEGUN, flow, told, NO_DIGEST, False, None, 0, now, now)
+        return Entry(uid, run, 0, "", Kind.BEGUN, flow, begun(version), NO_DIGEST, False, None, 0, now, now)
 
     def settled(self, execution: Execution) -> None:
         """The execution waits and could be unloaded."""
