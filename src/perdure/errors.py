@@ -21,8 +21,7 @@ class PerdureError(Exception):
 
 
 class NotInFlow(PerdureError):
-    """A durable call was made where there is no flow: outside one, inside a step, or with a flow's context elsewhere.
-    """
+    """A durable call was made where there is no flow: outside one, inside a step, or with a flow's context elsewhere."""
 
 
 class NotDurable(PerdureError):
@@ -30,8 +29,7 @@ class NotDurable(PerdureError):
 
 
 class NotEncodable(PerdureError):
-    """A value cannot be written, or would not come back as it was; `where` names the step and `path` the place in it.
-    """
+    """A value cannot be written, or would not come back as it was; `where` names the step and `path` the place in it."""
 
     def __init__(self, message: str, *, where: str = "", path: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message)

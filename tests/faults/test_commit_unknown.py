@@ -303,4 +303,3 @@ async def test_refused_data_of_one_instance_does_not_hurt_others(store: Unsure) 
                 assert "StoreRefused" in (row.reason or str(row.outcome))
     assert set(ran.values()) == {1}
     assert not any("after" in what for what in ran)
-

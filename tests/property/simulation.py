@@ -20,8 +20,9 @@ from perdure.api.scope import scope
 from perdure.engine import ending
 from perdure.engine.execution import Execution
 from perdure.engine.loop import FlowLoop
-from perdure.engine.operations import ASKED, ReadOp, StepOp
+from perdure.engine.operations import ASKED, ReadOp
 from perdure.engine.payloads import Payloads
+from perdure.engine.stepping import StepOp
 from perdure.errors import PerdureError
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, Pending, State
 from perdure.model.writes import Create, Finish, PendingDrop, PendingPut, Send, Take, Unwatch, Watch, Write
@@ -214,7 +215,7 @@ class Simulation:
         if self._running:
             found.append((6, self.end_a_step))
         if self._cancelling:
-            found.append((3, lambda: self.execution.step_gone(self._cancelling.pop(0))))
+            found.append((3, lambda: self._cancelling.pop(0).gone()))
         if self._alarms:
             found.append((3, self.ring))
         if self._answers:
@@ -263,9 +264,9 @@ class Simulation:
                 value = _at_once(context, value)
             data, copy = run.payloads.round_trip(value, op.name)
         except Exception as error:
-            run.step_failed(op, error)
+            op.raised(error)
         else:
-            run.step_done(op, data, copy)
+            op.returned(data, copy)
 
     def ring(self) -> None:
         self.clock = max(self.clock, heapq.heappop(self._alarms))

@@ -24,10 +24,10 @@ from perdure.engine.operations import (
     ReceiveOp,
     SendOp,
     StartOp,
-    StepOp,
     WaitOp,
     new_message,
 )
+from perdure.engine.stepping import StepOp
 from perdure.errors import PayloadTooLarge
 from perdure.model.records import Kind
 from perdure.model.writes import Send

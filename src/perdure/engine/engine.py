@@ -147,7 +147,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         closed = EngineClosed("the engine was closed")
         try:
             await member.close(drain, closed)
-        except asyncio.CancelledError:  # the drain was cut short: nothing waits any more, but nobody keeps a lease for nothing
+        except (
+            asyncio.CancelledError
+        ):  # the drain was cut short: nothing waits any more, but nobody keeps a lease for nothing
             await member.close(0.0, closed)
             raise
         finally:

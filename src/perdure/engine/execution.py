@@ -32,22 +32,19 @@ from perdure.engine.operations import (
     Op,
     Pushed,
     ReadOp,
-    StepOp,
     TimerOp,
     WaitOp,
     begun_with,
     cancel_message,
 )
 from perdure.engine.payloads import Payloads
+from perdure.engine.stepping import StepOp
 from perdure.errors import (
     DuplicateId,
-    NotEncodable,
-    OutcomeUnknown,
-    PayloadTooLarge,
     PerdureError,
 )
 from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
-from perdure.model.writes import Expose, PendingDrop, PendingPut, Send, Update, Write
+from perdure.model.writes import Expose, PendingDrop, Send, Update, Write
 
 if TYPE_CHECKING:
     from perdure.api.flow import FlowFunction
@@ -378,70 +375,6 @@ class Execution:
 
     # ------------------------------------------------------------ steps, timers (called by the host)
 
-    def put_pending(self, op: StepOp, *, intent: bool = False) -> None:
-        """The store knows what it must of an operation that is not in the journal."""
-        op.row = True
-        self.write(
-            PendingPut(
-                Pending(
-                    self.uid,
-                    self.number,
-                    op.key,
-                    op.kind,
-                    op.name,
-                    op.arguments,
-                    op.digest,
-                    intent,
-                    op.failures,
-                    op.next_at,
-                    op.error,
-                    op.progress,
-                )  # fmt: skip
-            )
-        )
-
-    def step_done(self, op: StepOp, data: bytes, copy: Any) -> None:
-        """The attempt returned."""
-        self.running.pop(op, None)
-        op.running = None
-        if op.state == ASKED:
-            op.outcome, op.copy = data, copy
-            self.complete(op)
-        else:
-            self.step_gone(op)
-
-    def step_failed(self, op: StepOp, error: BaseException) -> None:
-        """The attempt raised: it is tried again by the step's rule, or that is the outcome."""
-        self.running.pop(op, None)
-        op.running = None
-        if op.state != ASKED:
-            self.step_gone(op)
-            return
-        delay = self._next_delay(op, error)
-        if delay is None:
-            op.failed, op.outcome = True, self.payloads.encode_error(error, op.name)
-            self.complete(op)
-            return
-        op.failures += 1
-        op.error = self.payloads.encode_error(error, op.name)
-        op.next_at = self.host.now() + delay
-        self.put_pending(op)
-        self.retry_at(op, op.next_at)
-        self._look()
-
-    def _next_delay(self, op: StepOp, error: BaseException) -> float | None:
-        rule = op.spec.retry
-        if rule is None and not op.spec.at_most_once:
-            rule = self.host.default_retry()
-        if rule is None or isinstance(error, NotEncodable | PayloadTooLarge | OutcomeUnknown):
-            return None
-        try:
-            return rule.delay(op.failures + 1, error, self.host.random)
-        except Exception as broken:
-            broken.add_note(f"raised by retry_on of step {op.name}, asked about {error!r}")
-            logger.exception("%r: step %s: the retry rule itself raised", self, op.name)
-            return None
-
     def broken(self, error: BaseException) -> None:
         """The instance cannot go on here, for this reason."""
         self._block(error)
@@ -451,35 +384,6 @@ class Execution:
         key = f"{place.path()}{place.operations}" if id is None else "=" + id
         found = self._by_key.get(key) or self._pending.get(key)
         return not self.live and found is not None and found.kind == kind and found.name == name
-
-    def step_gone(self, op: StepOp) -> None:
-        """A dropped attempt has ended; what waited for that may go on."""
-        self.running.pop(op, None)
-        op.running = None
-        if not self.stopped:
-            self.loop.wake()  # it may have been the last thing that the end waited for
-
-    def interrupted_step(self, op: StepOp) -> None:
-        """The attempt was cut off by the end of the process: it begins again, or never if that is not allowed."""
-        if op.state != ASKED:
-            self.step_gone(op)
-        elif op.spec.at_most_once:
-            self.outcome_unknown(op, "it was interrupted")
-        else:
-            self.running.pop(op, None)
-            op.running = None
-            self.to_go.append(op)
-
-    def outcome_unknown(self, op: StepOp, why: str) -> None:
-        """The at-most-once attempt was begun, and how it ended will never be known."""
-        self.running.pop(op, None)
-        op.running = None
-        op.failed, op.outcome = True, self.payloads.encode_error(OutcomeUnknown(op.name, why), op.name)
-        self.complete(op)
-
-    def retry_at(self, op: StepOp, when: float) -> None:
-        """The next attempt starts at this time (and when all before it is durable)."""
-        self.arm(when, op)
 
     def arm(self, when: float, op: Op) -> None:
         """The operation is due at this time."""
@@ -509,17 +413,14 @@ class Execution:
             assert timers is not None  # noqa: S101
             op = heapq.heappop(timers)[2]
             if isinstance(op, StepOp):
-                op.next_at = None
-                if op.spec.at_most_once:
-                    self.put_pending(op, intent=True)  # as for the first attempt: this one may be lost as well
-                self.to_go.append(op)
+                op.again()
                 attempts = True
             else:
                 self.complete(op)
         if when is not None:
             self.host.arm(self, when)
         if attempts:
-            self._look()
+            self.look()
 
     # ------------------------------------------------------------ idle
 
@@ -555,9 +456,9 @@ class Execution:
         except Exception as error:  # the outcome cannot be written
             self._block(error)
             return
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """The row says how the instance stands, and what waits for the disk waits at the gate."""
         if self.stopped or self.loop.turning:
             return
@@ -608,8 +509,7 @@ class Execution:
     # ------------------------------------------------------------ the end
 
     def _wind_up(self) -> bool:
-        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs.
-        """
+        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs."""
         if not self._ending:
             self._ending = True
             if ending.cancel_rest(self):

@@ -12,7 +12,8 @@ from perdure.model.writes import Create, Finish, Write
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
     from perdure.engine.loop import FlowLoop
-    from perdure.engine.operations import ReadOp, StepOp
+    from perdure.engine.operations import ReadOp
+    from perdure.engine.stepping import StepOp
 
 
 class Host(Protocol):

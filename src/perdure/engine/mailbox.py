@@ -81,8 +81,7 @@ class Mailbox:
             self._offer(held)
 
     def go_live(self) -> None:
-        """The journal is used up: cancel requests first, then messages in their order, are offered to those who wait.
-        """
+        """The journal is used up: cancel requests first, then messages in their order, are offered to those who wait."""
         for held in self._held.values():
             if held.message.kind == MessageKind.CANCEL:
                 self._offer(held)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,14 +16,13 @@ import msgspec
 
 from perdure import codec
 from perdure.api.scope import Started
-from perdure.engine.loop import IDLE_TURNS, FlowHandle, FlowTimer
+from perdure.engine.loop import IDLE_TURNS, FlowTimer
 from perdure.errors import AlreadyStarted, DoesNotFit, FlowCancelled, InstanceNotFound, StepFailed, UnknownType
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
-from perdure.model.writes import Create, PendingDrop, Send, Take, Unwatch, Watch
+from perdure.model.writes import Send, Take, Unwatch, Watch
 from perdure.stores.contract import cancel_mid
 
 if TYPE_CHECKING:
-    from perdure.api.step import StepSpec
     from perdure.engine.execution import Execution
 
 ASKED: Final = 0
@@ -135,86 +134,6 @@ def raisable(error: BaseException) -> BaseException:
     if isinstance(error, StopIteration | asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
         return StepFailed(type(error).__qualname__, str(error))
     return error
-
-
-class StepOp(Op):
-    """A step: attempts run outside the flow, by the step runner."""
-
-    __slots__ = (
-        "args", "context", "copy", "error", "failures", "intent", "kwargs", "next_at", "opaque", "progress", "row", "running",
-        "spec", "started_at",
-    )  # fmt: skip
-    kind = Kind.STEP
-
-    def __init__(
-        self,
-        run: Execution,
-        spec: StepSpec,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        encoded: tuple[bytes, bytes, frozenset[int | str]],
-        context: Context,
-    ) -> None:
-        arguments, digest, self.opaque = encoded
-        super().__init__(run, spec.name, arguments, digest)
-        self.spec = spec
-        self.args = args
-        self.kwargs = kwargs
-        self.context: Context | None = context
-        self.failures = 0
-        """Attempts that have failed so far."""
-        self.next_at: float | None = None
-        self.error: bytes | None = None
-        self.progress: bytes | None = None
-        self.row = False
-        """Whether the store has a pending row of it."""
-        self.intent = False
-        """Whether an at-most-once attempt may have begun (in an earlier life of this execution)."""
-        self.running: Any = None
-        """The attempt that runs now."""
-        self.copy: Any = _NOTHING
-        self.started_at = 0.0
-        """When the last attempt began."""
-
-    def digest_today(self, recorded: bytes) -> bytes | None:
-        return self.run.payloads.today(recorded, self.opaque)
-
-    def activate(self) -> None:
-        run = self.run
-        if self.intent:
-            run.outcome_unknown(self, "the process that began it is gone")
-        elif self.next_at is not None:
-            run.retry_at(self, self.next_at)
-        else:
-            if self.spec.at_most_once:
-                run.put_pending(self, intent=True)
-            run.to_go.append(self)
-
-    def record(self) -> bool:
-        if self.state != ASKED:
-            return False
-        run = self.run
-        run.append(self, self.failures + 1, self.started_at)
-        if self.row:
-            run.write(PendingDrop(run.uid, run.number, self.key))
-        self.context = None  # it leads back here through the attempt: no cycle is left to the collector
-        if self.copy is not _NOTHING and not self.future.done():
-            self.future.set_result(self.copy)  # the decoded copy that was made when it was recorded
-            self.copy = _NOTHING
-        else:
-            self.give()
-        return True
-
-    def dropped(self) -> None:
-        run = self.run
-        if self.row:
-            run.write(PendingDrop(run.uid, run.number, self.key))
-            self.row = False
-        if self.running is not None:
-            run.to_cancel.append(self)
-
-
-_NOTHING: Final = object()
 
 
 class TimerOp(Op):
@@ -512,9 +431,3 @@ def new_message(mid: bytes, type: str, body: bytes | None, key: str | None, name
 def cancel_message(mid: bytes, body: bytes | None, at: float) -> Message:
     """A cancel request for an inbox."""
     return Message(mid, MessageKind.CANCEL, None, None, MessageKind.CANCEL, body, False, -1, at)
-
-
-__all__ = [
-    "ASKED", "DELIVERED", "DROPPED", "CancelOp", "Create", "FlowHandle", "Op", "Pushed", "ReadOp", "ReceiveOp", "SendOp", "StartOp",
-    "StepOp", "TimerOp", "WaitOp", "cancel_message", "new_message", "raisable",
-]  # fmt: skip

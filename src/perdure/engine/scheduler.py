@@ -20,9 +20,10 @@ from perdure.engine.claiming import Claims
 from perdure.engine.committer import Committer, Outcome, whose
 from perdure.engine.execution import Execution
 from perdure.engine.loop import FlowLoop
-from perdure.engine.operations import ASKED, ReadOp, StepOp, begun
+from perdure.engine.operations import ASKED, ReadOp, begun
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
+from perdure.engine.stepping import StepOp
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
@@ -462,7 +463,7 @@ class Scheduler:
             return
         for op in execution.to_go:
             if isinstance(op, StepOp) and op.row and op.state == ASKED:
-                execution.put_pending(op)  # an intent of which it is known that nothing was begun
+                op.put_row()  # an intent of which it is known that nothing was begun
         execution.stopped = True
         waiting = execution.waiting and not execution.completed
         state = State.SUSPENDED if waiting else State.SCHEDULED

@@ -1,7 +1,7 @@
 """Runs attempts of steps: as plain tasks of the real loop, or in threads. It tells the execution how each ended.
 
-It knows nothing of order or journals. An attempt ends in exactly one call of its execution: `step_done`, `step_failed`,
-`step_gone`, `outcome_unknown`; or in none, if it was cut off (drain, eviction, lost lease), so that it is begun
+It knows nothing of order or journals. An attempt ends in exactly one call of its operation: `returned`, `raised`,
+`gone`, `interrupted`, `unknown`; or in none, if it was cut off (drain, eviction, lost lease), so that it is begun
 again elsewhere.
 """
 
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perdure import codec
 from perdure.api.current import Current
 from perdure.api.scope import running_loop, scope
-from perdure.engine.operations import ASKED, DROPPED, Op, ReadOp, StepOp
+from perdure.engine.operations import ASKED, DROPPED, ReadOp
+from perdure.engine.stepping import StepOp
 from perdure.errors import DoesNotFit, StepFailed, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Attempt(Current):
         op = self.op
         if op.state == ASKED and op.running is self and not op.run.stopped:
             op.progress = data
-            op.run.put_pending(op, intent=op.spec.at_most_once)
+            op.put_row(intent=op.spec.at_most_once)
 
     def progress(self, returns: Any, /) -> Any:
         data = self.op.progress
@@ -186,7 +187,7 @@ class StepRunner:
             data, copy = run.payloads.round_trip(value, op.name)
         except (SystemExit, KeyboardInterrupt):  # a signal's, and no outcome of the step that it hit
             self.running.discard(attempt)
-            run.interrupted_step(op)
+            op.interrupted()
             raise
         except BaseException as error:
             self.running.discard(attempt)
@@ -200,7 +201,7 @@ class StepRunner:
             self.running.discard(attempt)
             if attempt.disarm is not None:
                 attempt.disarm()
-            run.step_done(op, data, copy)
+            op.returned(data, copy)
         attempt.task = None
 
     def _failed(self, attempt: Attempt, op: StepOp, error: BaseException) -> None:
@@ -209,15 +210,15 @@ class StepRunner:
             run.running.pop(op, None)
             return
         if op.state == DROPPED:
-            run.step_gone(op)
+            op.gone()
             return
         at_most_once = op.spec.at_most_once
         if attempt.timed_out and (at_most_once or isinstance(error, asyncio.CancelledError)):
             error = TimeoutError(f"{op.name} has not ended within {op.spec.timeout:g} s")
             if at_most_once:  # whatever it raised: it was cut off in the middle
-                run.outcome_unknown(op, str(error))
+                op.unknown(str(error))
                 return
-        run.step_failed(op, error)
+        op.raised(error)
 
     def _arm(self, attempt: Attempt, timeout: float) -> None:
         def expire() -> None:
@@ -231,8 +232,7 @@ class StepRunner:
     async def _in_thread(
         self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
-        """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped.
-        """
+        """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
         work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(_call, fn, args, kwargs))
         try:
             return await asyncio.shield(work)
@@ -285,6 +285,3 @@ def _call(fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
 def _retrieve(work: asyncio.Future[Any]) -> None:
     if not work.cancelled():
         work.exception()
-
-
-__all__ = ["Attempt", "Op", "StepHost", "StepRunner"]

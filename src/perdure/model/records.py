@@ -1,5 +1,4 @@
-"""What the store keeps: instances, entries, pending operations, messages. Facts only; who may write them is engine's.
-"""
+"""What the store keeps: instances, entries, pending operations, messages. Facts only; who may write them is engine's."""
 
 from __future__ import annotations
 
