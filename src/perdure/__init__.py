@@ -45,11 +45,12 @@ from perdure.model.retry import Retry
 from perdure.stores.contract import Store
 
 __all__ = [
-    "AlreadyStarted", "AnyFlow", "Codec", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine", "EngineClosed",
-    "FlowCancelled", "FlowFailed", "FlowFunction", "ForkedEngine", "Handle", "Health", "Info", "InstanceNotFound", "LeaseLost",
-    "NonDeterminismError", "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "OutcomeUnknown", "Outgoing",
-    "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step", "StepFailed", "Store", "StoreCorrupt", "StoreFull",
-    "StoreRefused", "StoreUnavailable", "Stream", "UnknownType", "WaitsForNothing", "cancel", "capture", "current", "delay",
-    "expose", "exposed", "flow", "get_logger", "handle", "logger", "messages", "new_uuid", "now", "receive", "rng", "run", "send",
-    "send_many", "start", "start_many", "step", "type_name",
+    "AlreadyStarted", "AnyFlow", "Codec", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine",
+    "EngineClosed", "FlowCancelled", "FlowFailed", "FlowFunction", "ForkedEngine", "Handle", "Health", "Info",
+    "InstanceNotFound", "LeaseLost", "NonDeterminismError", "NotDurable", "NotEncodable", "NotInFlow", "NotOurs",
+    "NotRegistered", "OutcomeUnknown", "Outgoing", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State",
+    "Step", "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
+    "UnknownType", "WaitsForNothing", "cancel", "capture", "current", "delay", "expose", "exposed", "flow",
+    "get_logger", "handle", "logger", "messages", "new_uuid", "now", "receive", "rng", "run", "send", "send_many",
+    "start", "start_many", "step", "type_name",
 ]  # fmt: skip

@@ -208,7 +208,7 @@ async def test_loading_again_and_again_keeps_nothing(world: World) -> None:
     seen: list[weakref.ref[Execution]] = []
     for _ in range(20):
         await world.unloaded(one)
-        seen += [weakref.ref(o) for o in gc.get_objects() if type(o) is Execution]
+        seen += [weakref.ref(o) for o in gc.get_objects() if type(o) is Execution and o.flow is waits]
         await one.send(1)
     assert await one.result(timeout=5) == 20
     gc.collect()
@@ -439,10 +439,10 @@ async def test_a_flow_in_the_middle_of_its_turns_is_not_parked(world: World) -> 
     await world.parked(one)
     (run,) = scheduler(engine).resident.values()
     await one.send(1)
-    await until(lambda: run.seq == 2 and run.loop._scheduled)
+    await until(lambda: run.seq == 2 and run.loop.scheduled)
     assert not scheduler(engine).suspend(run)
     await eventually(lambda: world.journal(one), lambda entries: len(entries) == 2)
-    if run.loop._scheduled:  # on disk is the entry, and not what follows
+    if run.loop.scheduled:  # on disk is the entry, and not what follows
         assert not (await world.row(one)).waiting
     engine = await world.restart(engine)
     assert await engine.handle(body, "1").result(timeout=10) == 7

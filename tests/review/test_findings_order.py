@@ -313,7 +313,7 @@ async def test_finding_28_memory_runs_only_so_far_ahead_of_the_disk(world: World
     held = Held(engine)
     scheduler: Any = engine._member and engine._member.scheduler
     (run,) = scheduler.resident.values()
-    await until(lambda: held.waiting and not run.loop._scheduled)
+    await until(lambda: held.waiting and not run.loop.scheduled)
     assert run.seq <= 2 * AHEAD_ENTRIES + 2
     held.release()
     await one.send(-1)

@@ -1,6 +1,6 @@
 """Values of classes: rebuilt without constructors, found only among what is loaded, refused when they no longer fit."""
 
-# ruff: noqa: E501, UP042  (tables of cases)
+# ruff: noqa: UP042  (tables of cases)
 from __future__ import annotations
 
 import enum

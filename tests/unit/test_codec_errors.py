@@ -1,6 +1,5 @@
 """Exceptions: rebuilt as their class without a constructor, or written as StepFailed, once and for all."""
 
-# ruff: noqa: E501  (tables of cases)
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,6 @@
 """`fits`: whether a value is of a type form."""
 
-# ruff: noqa: E501, DTZ001, UP006, UP007, UP045  (tables of cases)
+# ruff: noqa: DTZ001, UP006, UP007, UP045  (tables of cases)
 from __future__ import annotations
 
 import typing

@@ -31,14 +31,14 @@ class Place:
     housekeeping task shifts no other key.
     """
 
-    __slots__ = ("_children", "draws", "operations", "parent", "prefix", "run")
+    __slots__ = ("children", "draws", "operations", "parent", "prefix", "run")
 
     def __init__(self, run: FlowRun, parent: Place | None) -> None:
         self.run = run
         self.parent = parent
         self.prefix: str | None = "" if parent is None else None
         self.operations = 0
-        self._children = 0
+        self.children = 0
         self.draws = 0
 
     def path(self) -> str:
@@ -46,8 +46,8 @@ class Place:
         if self.prefix is None:
             parent = self.parent
             assert parent is not None  # noqa: S101  only the root has none, and its prefix is ""
-            self.prefix = f"{parent.path()}{parent._children}."
-            parent._children += 1
+            self.prefix = f"{parent.path()}{parent.children}."
+            parent.children += 1
         return self.prefix
 
     def next_key(self) -> str:

@@ -311,8 +311,7 @@ class Committer:
         middle = len(groups) // 2
         for half in (groups[:middle], groups[middle:]):
             part = sorted(i for group in half for i in group)
-            for i, answer in zip(part, await self._until_done([writes[i] for i in part]), strict=True):
-                answers[i] = answer
+            answers |= dict(zip(part, await self._until_done([writes[i] for i in part]), strict=True))
         return [answers[i] for i in range(len(writes))]
 
 

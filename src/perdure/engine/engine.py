@@ -77,7 +77,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         kill_hung: a process that hangs in the middle of a write holds a SQLite file; kill it when its lease is over.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the options of the public face
         self,
         store: str | Store,
         /,

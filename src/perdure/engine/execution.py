@@ -59,13 +59,14 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded", "_stale", "alarm",
-        "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited", "has_children", "host", "instance",
-        "live", "loop", "mailbox", "main", "number", "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root",
-        "running", "schedule", "seq", "stopped", "timers", "to_cancel", "to_go", "uid", "waiting",
+        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded",
+        "_stale", "alarm", "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated",
+        "had_waited", "has_children", "host", "instance", "live", "loop", "mailbox", "main", "number", "ops",
+        "parent", "parked_at", "payloads", "problem", "restarted", "root", "running", "schedule", "seq", "stopped",
+        "timers", "to_cancel", "to_go", "uid", "waiting",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  the state of an instance, in one place
         self,
         host: Host,
         payloads: Payloads,
@@ -329,7 +330,7 @@ class Execution:
                 started_at,
                 at,
                 op.ref,
-            )  # fmt: skip
+            )
         )
 
     def append_pushed(self, kind: str, name: str, arguments: bytes | None, message: Message) -> None:

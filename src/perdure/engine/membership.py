@@ -71,8 +71,8 @@ class Membership:
         self.replica, self.committer, self.lost_error, self.paused = replica, committer, None, None
         await self._reap()
         self.scheduler = Scheduler(
-            self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings, self.now,
-            self._read,
+            self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings,
+            self.now, self._read,
         )  # fmt: skip
         self.scheduler.claims.start()
 

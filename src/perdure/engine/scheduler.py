@@ -58,7 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Scheduler:
     """See the module. One per membership: after a lost lease a new one is made."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it is where everything of a membership meets
         self,
         store: Store,
         committer: Committer,
@@ -266,8 +266,8 @@ class Scheduler:
         if write.uid in self.resident:
             return
         instance = Instance(
-            write.uid, 0, write.flow, write.id, State.RUNNING, self.replica.id, False, None, write.arguments, write.digest, write.parent,
-            None, None, write.version, write.at, None,
+            write.uid, 0, write.flow, write.id, State.RUNNING, self.replica.id, False, None, write.arguments,
+            write.digest, write.parent, None, None, write.version, write.at, None,
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
         if len(self.resident) >= self.settings.max_running:  # more were created at once than there is room for

@@ -1,4 +1,6 @@
-"""Steps as operations: what is known of one between its being asked for and its outcome, attempts and intents included."""
+"""Steps as operations: what is known of one between its being asked for and its outcome, attempts and intents
+included.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class StepOp(Op):
     """A step: attempts run outside the flow, by the step runner."""
 
     __slots__ = (
-        "args", "context", "copy", "error", "failures", "intent", "kwargs", "next_at", "opaque", "progress", "row", "running",
-        "spec", "started_at",
+        "args", "context", "copy", "error", "failures", "intent", "kwargs", "next_at", "opaque", "progress", "row",
+        "running", "spec", "started_at",
     )  # fmt: skip
     kind = Kind.STEP
 
@@ -102,8 +104,8 @@ class StepOp(Op):
         run = self.run
         self.row = True
         row = Pending(
-            run.uid, run.number, self.key, self.kind, self.name, self.arguments, self.digest, intent, self.failures, self.next_at,
-            self.error, self.progress,
+            run.uid, run.number, self.key, self.kind, self.name, self.arguments, self.digest, intent, self.failures,
+            self.next_at, self.error, self.progress,
         )  # fmt: skip
         run.write(PendingPut(row))
 
