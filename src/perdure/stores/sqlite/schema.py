@@ -125,7 +125,12 @@ def prepare(db: Database, path: str) -> None:
         StoreCorrupt: it is damaged.
     """
     try:
-        fresh = _fresh(db, path)
+        db.execute("begin")  # one snapshot: another process may be making the file right now
+        try:
+            fresh = _fresh(db, path)
+        finally:
+            if db.in_transaction:
+                db.execute("rollback")
         if not fresh:
             _check(db, path)
         _to_wal(db, path)
