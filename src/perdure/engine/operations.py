@@ -337,11 +337,11 @@ class WaitOp(Op):
         run.write(Unwatch(run.uid, run.number, self.key))
         if self.child:
             request = run.cancel_request(self.target.flow, self.target.id, "the wait for it was cancelled")
-            if (
-                self.target.uid is not None
-            ):  # one request, whether for this or because the parent ends: else its cleanup is cut off
+            if self.target.uid is not None:
+                # The same request as that of a parent that ends: a second would cut off the child's cleanup. And to the
+                # life that was started here alone: one that existed before is not ours to end.
                 message = msgspec.structs.replace(request.message, mid=cancel_mid(run.uid, self.target.uid))
-                request = msgspec.structs.replace(request, message=message)
+                request = msgspec.structs.replace(request, message=message, uid=self.target.uid)
             run.write(request)
 
 
