@@ -498,7 +498,7 @@ class Execution:
                     self.host.cancel_step(op)
             self.loop.wake()  # those that have ended by themselves meanwhile hold up the end no more
         if self.running and any(op.state == DROPPED for op in self.running):
-            return  # no step starts until the cancelled ones have ended; `step_gone` looks again
+            return  # no step starts until the cancelled ones have ended; `StepOp.gone` wakes the loop, which looks again
         to_go, self.to_go = self.to_go, []
         for op in to_go:
             if op.state == ASKED:
