@@ -12,9 +12,8 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from perdure import codec
 from perdure.api.current import Current
@@ -22,12 +21,16 @@ from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, ReadOp
 from perdure.engine.stepping import StepOp
 from perdure.errors import DoesNotFit, StepFailed, StoreUnavailable
+from perdure.threads import Threads
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
     from perdure.engine.payloads import Payloads
 
 logger = logging.getLogger("perdure")
+
+THREADS: Final = 64
+"""So many sync steps run at a time."""
 
 _NOT_GIVEN_TYPE = "_NotGiven"
 READ_AGAIN_SECONDS = 0.2
@@ -114,7 +117,7 @@ class StepRunner:
 
     def __init__(self, host: StepHost) -> None:
         self._host = host
-        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="perdure-step")
+        self._threads = Threads(THREADS)
         self.running: set[Attempt] = set()
         self._reads: set[asyncio.Task[None]] = set()
 
@@ -159,7 +162,7 @@ class StepRunner:
 
     def close(self) -> None:
         """No thread is waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         for read in self._reads:
             read.cancel()
 
@@ -233,7 +236,7 @@ class StepRunner:
         self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
-        work = self._host.real.run_in_executor(self._threads, lambda: context.copy().run(_call, fn, args, kwargs))
+        work = self._threads.run(self._host.real, lambda: context.copy().run(_call, fn, args, kwargs))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -21,6 +21,7 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite import schema
 from perdure.stores.sqlite.replicas import Turnstile, write_lock_holder
+from perdure.threads import settle
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -207,7 +208,7 @@ class Writer:
             except BaseException as error:
                 failure = error
             try:
-                loop.call_soon_threadsafe(_settle, future, result, failure)
+                loop.call_soon_threadsafe(settle, future, result, failure)
             except RuntimeError:
                 pass  # that loop has ended, and with it whoever waited
             del job, work, loop, future, result, failure
@@ -336,12 +337,3 @@ def _extended(fd: int, size: int, wanted: int) -> bool:
     except OSError:
         return False
     return done
-
-
-def _settle(future: Future[Any], result: Any, failure: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if failure is not None:
-        future.set_exception(failure)
-    else:
-        future.set_result(result)

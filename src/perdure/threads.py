@@ -1,0 +1,66 @@
+"""Threads for sync steps, the seam to the machine's threads. They are daemons: one that never ends does not hold up
+the end of the process.
+
+`concurrent.futures.ThreadPoolExecutor` would: the interpreter waits for its threads, whatever they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+
+
+class Threads:
+    """Up to `limit` threads, made when they are needed and kept; more work waits for one to be free."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def run(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """The result of `work` in a thread. Cancelling the future does not stop work that has begun."""
+        future: asyncio.Future[Any] = loop.create_future()
+        self._jobs.put((loop, future, work))
+        if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            self._count += 1
+            threading.Thread(target=self._work, name=f"perdure-step-{self._count}", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Threads end when they are free; nobody waits for them, and what has not begun never does."""
+        for _ in range(self._limit):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            loop, future, work = job
+            result: Any = None
+            error: BaseException | None = None
+            if not future.cancelled():
+                try:
+                    result = work()
+                except BaseException as raised:
+                    error = raised
+            try:
+                loop.call_soon_threadsafe(settle, future, result, error)
+            except RuntimeError:
+                return  # the loop has ended, and with it whoever waited
+            del job, loop, future, work, result, error
+            self._idle.release()
+
+
+def settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """The future has this outcome, unless it was cancelled meanwhile; called in its loop."""
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
