@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("perdure")
 
 CLAIM: Final = 500
-"""Instances claimed and loaded at a time."""
+"""Instances claimed at a time."""
+LOAD: Final = 100
+"""Of these so many journals are in memory at a time before they run."""
 POLL_SECONDS: Final = 1.0
 """The store is asked for work at least so often; a change by somebody else is noticed at once."""
 RETRY_SECONDS: Final = 0.05
@@ -167,16 +169,16 @@ class Claims:
 
     async def _load(self, rows: Sequence[Instance]) -> None:
         """These instances, which this replica owns and which stood so before, are in memory and run."""
-        if not rows:
-            return
-        before = {row.uid: row for row in rows}
-        found = await self._store.load(list(before))
-        parents = await self._names([loaded.instance.parent for loaded in found])
-        for loaded in found:
-            uid = loaded.instance.uid
-            if loaded.instance.owner == self._scheduler.replica.id and uid not in self._scheduler.resident:
-                self._run_claimed(before[uid], loaded, parents)
-            self._scheduler.early.pop(uid, None)
+        for i in range(0, len(rows), LOAD):
+            before = {row.uid: row for row in rows[i : i + LOAD]}
+            found = await self._store.load(list(before))
+            parents = await self._names([loaded.instance.parent for loaded in found])
+            for loaded in found:
+                uid = loaded.instance.uid
+                if loaded.instance.owner == self._scheduler.replica.id and uid not in self._scheduler.resident:
+                    self._run_claimed(before[uid], loaded, parents)
+                self._scheduler.early.pop(uid, None)
+            await asyncio.sleep(0)  # they run before more journals are read
 
     async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
         """Flow and id of these instances, for `current().parent`."""
