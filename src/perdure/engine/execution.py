@@ -559,7 +559,7 @@ _NONE_EXPOSED: Final[dict[str, bytes]] = {}
 
 
 def _salt(uid: bytes) -> int:
-    """A number of 40 bits from the uid, in the middle of a hash: tasks of different flows do not collide in
-    asyncio's sets.
+    """Where the numbers of an instance's tasks begin: anywhere in 60 bits, so that tasks of different flows do not collide
+    in asyncio's own sets, which look at the lowest bits first (1,000 flows: 22 µs a step where 14 are enough).
     """
-    return int.from_bytes(hashlib.blake2b(uid, digest_size=5).digest(), "big") << 16
+    return int.from_bytes(hashlib.blake2b(uid, digest_size=8).digest(), "big") >> 4
