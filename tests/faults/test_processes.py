@@ -21,6 +21,7 @@ from perdure.model.records import Entry, Kind
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.sqlite.replicas import write_lock_holder
 from tests.faults import worker
+from tests.support.clock import until
 from tests.support.world import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -141,10 +142,16 @@ async def test_a_stopped_process_is_taken_over_and_writes_nothing_more(processes
     assert await client.run(worker.busy, 3, id="after", timeout=10) == [first.pid] * 3  # it has joined again
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 async def test_a_process_stopped_in_mid_transaction_is_named(processes: Processes, client: Engine) -> None:
-    first = processes.start(1, "stop")
-    async with Engine(SqliteStore(processes.database), lease=1) as engine:
+    first = processes.start(2, "stop")
+    async with Engine(SqliteStore(processes.database), lease=2) as engine:
         await client.start(worker.hangs, id="h")
+        await until(lambda: is_stopped(first.pid), seconds=20, told=lambda: processes.log(first))
 
         async def hung() -> object:
             try:

@@ -39,10 +39,12 @@ def manual_system() -> tuple[ManualClock, System]:
     return clock, System(clock)
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
-    """The condition holds; fails if it does not within so many real seconds. Polls often: no sleeping in hope."""
+async def until(
+    condition: Callable[[], object], *, seconds: float = 10.0, told: Callable[[], str] = lambda: ""
+) -> None:
+    """The condition holds; fails, with what `told` says, if it does not within so many real seconds. Polls often."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
         if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError("the condition did not come true in time")
+            raise AssertionError(f"the condition did not come true in time {told()}")
         await asyncio.sleep(0.002)
