@@ -23,6 +23,7 @@ class Threads:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
+        self._closed = False
 
     def run(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> asyncio.Future[Any]:
         """The result of `work` in a thread. Cancelling the future does not stop work that has begun."""
@@ -35,6 +36,7 @@ class Threads:
 
     def close(self) -> None:
         """Threads end when they are free; nobody waits for them, and what has not begun never does."""
+        self._closed = True
         for _ in range(self._limit):
             self._jobs.put(None)
 
@@ -43,7 +45,7 @@ class Threads:
             loop, future, work = job
             result: Any = None
             error: BaseException | None = None
-            if not future.cancelled():
+            if not self._closed:
                 try:
                     result = work()
                 except BaseException as raised:

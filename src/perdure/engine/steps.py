@@ -236,7 +236,7 @@ class StepRunner:
         self, attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
-        work = self._threads.run(self._host.real, lambda: context.copy().run(_call, fn, args, kwargs))
+        work = self._threads.run(self._host.real, lambda: _call(attempt, context, fn, args, kwargs))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -277,10 +277,15 @@ class StepRunner:
                 await asyncio.sleep(READ_AGAIN_SECONDS)
 
 
-def _call(fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """`fn` in a thread, where no signal arrives: what asks the interpreter to end is its failure, as any other is."""
+def _call(attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """`fn` in a thread, unless the attempt was asked to end while it waited for one.
+
+    No signal arrives in a thread: what asks the interpreter to end is a failure of `fn`, as any other is.
+    """
+    if attempt.asked_to_end:
+        return None  # nobody looks at it: the attempt's task was cancelled
     try:
-        return fn(*args, **kwargs)
+        return context.copy().run(fn, *args, **kwargs)
     except (StopIteration, SystemExit, KeyboardInterrupt) as error:  # none of which a future can carry
         raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
 
