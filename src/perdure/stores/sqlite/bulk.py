@@ -7,6 +7,7 @@ and 1.3 ms.
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -82,8 +83,12 @@ def insert(table: str, columns: str, suffix: str = "on conflict do nothing") -> 
 
 
 def update(text: str, width: int) -> Bulk:
-    """An update from rows `v`, whose first column is the key and never null for a row that is meant."""
-    return Bulk(text.replace("{v}", "(values {rows}) as v"), width)
+    """An update from rows `v`, whose first column is the key and never null for a row that is meant.
+
+    One row needs no table of its own, which costs 35 µs to set up: `v.column1` is the first value then, and so on.
+    """
+    one = re.sub(r"v\.column(\d+)", r"?\1", text.replace(" from {v}", ""))
+    return Bulk(text.replace("{v}", "(values {rows}) as v"), width, one=one)
 
 
 def keyed(text: str) -> Bulk:
