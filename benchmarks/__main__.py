@@ -62,6 +62,8 @@ def one_repetition(
 ) -> None:
     """Every workload has run once more, the peer's right after ours; what failed once is not tried again."""
     for plan in plans:
+        if plan.once and number > 1:
+            continue
         bare = add_limits(results, parent)
         name = f"{plan.work} on Perdure"
         if not any(problem.startswith(f"{name}:") for problem in results.problems):

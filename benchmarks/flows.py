@@ -91,4 +91,13 @@ async def two(n: int) -> int:
     return await second(await first(n))
 
 
-FLOWS = (ten, one, fan, wait, long, two)
+@flow(name="long_wait")
+async def long_wait(steps: int) -> str:
+    n = 0
+    while n < steps:
+        n = await increment(n)
+    probe.waiting += 1
+    return await receive(str)
+
+
+FLOWS = (ten, one, fan, wait, long, two, long_wait)

@@ -15,6 +15,8 @@ class Plan:
     limit_s: float = 60.0
     kill_at: tuple[int, ...] = ()
     restarts: bool = False
+    fill: bool = False  # another process makes the store that is measured
+    once: bool = False  # measured in the first repetition only
     peer_count: int = 0
     peer_limit_s: float = 120.0
 
@@ -56,6 +58,8 @@ PLANS = (
     Plan(work="w5", title="W5 10,000 flows waiting for a message", count=10_000, peer_count=1_000),
     Plan(work="w6", title="W6 one flow of 5,000 steps", count=5_000, kill_at=(2_500, 4_999), peer_count=5_000),
     Plan(work="w7", title="W7 kill -9 with 1,000 flows in a step", count=1_000, restarts=True, peer_count=1_000),
+    Plan(work="w8", title="W8 1,000,000 suspended on disk", count=1_000_000, fill=True, once=True, limit_s=900.0),
+    Plan(work="w9", title="W9 woken with 5,000 entries, median of 10", count=5_000, fill=True),
 )
 
 METRICS = (
@@ -79,4 +83,8 @@ METRICS = (
     Metric(work="w6", key="spawn_4999_s", label="killed at 4,999: spawn to next step", unit="s"),
     Metric(work="w7", key="spawn_s", label="spawn to all done", unit="s", target=1),
     Metric(work="w7", key="restart_s", label="start-up to all done", unit="s"),
+    Metric(work="w8", key="engine_mb", label="memory of the engine", unit="MB", target=200),
+    Metric(work="w8", key="wake_ms", label="send to done, median of 300", unit="ms", target=5, raw_commits=3),
+    Metric(work="w8", key="idle_cpu", label="processor while all wait", unit="%"),
+    Metric(work="w9", key="replay_ms", label="send, load, replay, done", unit="ms", target=50),
 )

@@ -10,6 +10,7 @@ import faulthandler
 import gc
 import json
 import os
+import random
 import resource
 import signal
 import statistics
@@ -17,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.flows import FLOWS, fan, long, one, probe, ten, two, wait
+from benchmarks.flows import FLOWS, fan, long, long_wait, one, probe, ten, two, wait
 from perdure import Engine, FlowFunction, Outgoing
 
 IMPORTED_AT = time.monotonic()
@@ -171,10 +172,55 @@ async def w7_restart(engine: Engine, count: int, meter: Meter) -> Figures:
     return {"done_at": done_at, "first_again": probe.first, "second_again": probe.second}
 
 
+async def w8_fill(engine: Engine, count: int, meter: Meter) -> Figures:
+    chunk = 10_000
+    with meter:
+        for begin in range(0, count, chunk):
+            await engine.start_many(wait, [(f"w8-{n}", n) for n in range(begin, min(begin + chunk, count))])
+            while probe.waiting < min(begin + chunk, count):
+                await asyncio.sleep(0.001)
+    return {"fill_s": meter.wall_s}
+
+
+async def w8(engine: Engine, count: int, meter: Meter) -> Figures:
+    await asyncio.sleep(3.0)  # whatever looks for work in so many rows has looked by now
+    idle = time.process_time()
+    await asyncio.sleep(IDLE_S)
+    idle_cpu = (time.process_time() - idle) / IDLE_S * 100
+    chosen = random.Random(8).sample(range(count), 300)
+    took: list[float] = []
+    with meter:
+        for n in chosen:
+            handle = engine.handle(wait, f"w8-{n}")
+            begin = time.perf_counter()
+            await handle.send("go")
+            got = await handle.result()
+            took.append(time.perf_counter() - begin)
+            assert got == "go"
+    return {"engine_mb": resident_kb() / 1024, "wake_ms": statistics.median(took) * 1e3, "idle_cpu": idle_cpu}
+
+
+async def w9_fill(engine: Engine, count: int, meter: Meter) -> Figures:
+    await engine.start_many(long_wait, [(f"w9-{n}", count) for n in range(10)])
+    await until_waiting(10)
+    return {}
+
+
+async def w9(engine: Engine, count: int, meter: Meter) -> Figures:
+    took: list[float] = []
+    for n in range(10):
+        begin = time.perf_counter()
+        await engine.send(long_wait, f"w9-{n}", "go")
+        assert await engine.handle(long_wait, f"w9-{n}").result() == "go"
+        took.append(time.perf_counter() - begin)
+    return {"replay_ms": statistics.median(took) * 1e3}
+
+
 Work = Callable[[Engine, int, Meter], Awaitable[Figures]]
 WORK: dict[str, Work] = {
     "w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6,
     "w6_kill": w6_kill, "w6_restart": w6_restart, "w7_kill": w7_kill, "w7_restart": w7_restart,
+    "w8_fill": w8_fill, "w8": w8, "w9_fill": w9_fill, "w9": w9,
 }  # fmt: skip
 
 

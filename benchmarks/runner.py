@@ -110,6 +110,8 @@ def measure(command: Sequence[str], plan: Plan, count: int, limit_s: float, pare
     work = plan.work.removesuffix("x")
     if not plan.restarts:
         with scratch(parent) as directory:
+            if plan.fill:
+                run(f"{work}_fill", directory)
             figures |= run(work, directory)[0]
     for at in plan.kill_at:
         with scratch(parent) as directory:

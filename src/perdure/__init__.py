@@ -4,14 +4,28 @@ from perdure.api.current import Current, current, expose, exposed, get_logger, l
 from perdure.api.flow import AnyFlow, FlowFunction, flow
 from perdure.api.handle import Handle
 from perdure.api.info import Health, Info
+from perdure.api.initial import InitialState
 from perdure.api.messages import Stream, messages, receive
 from perdure.api.outgoing import Outgoing
+from perdure.api.schedule import Cron
 from perdure.api.step import Step, capture, step
 from perdure.api.timing import delay, new_uuid, now, rng
-from perdure.api.verbs import cancel, handle, run, send, send_many, start, start_many
+from perdure.api.verbs import (
+    cancel,
+    continue_as_new,
+    handle,
+    patched,
+    run,
+    send,
+    send_many,
+    start,
+    start_many,
+    transaction,
+)
 from perdure.clock import Duration
 from perdure.codec import Codec, type_name
 from perdure.engine.engine import Engine
+from perdure.engine.panel import Entries, Inbox, Panel
 from perdure.errors import (
     AlreadyStarted,
     DoesNotFit,
@@ -28,6 +42,8 @@ from perdure.errors import (
     NotInFlow,
     NotOurs,
     NotRegistered,
+    NotSupported,
+    Outdated,
     OutcomeUnknown,
     PayloadTooLarge,
     PerdureError,
@@ -42,15 +58,17 @@ from perdure.errors import (
 )
 from perdure.model.records import State
 from perdure.model.retry import Retry
+from perdure.model.tx import Tx
 from perdure.stores.contract import Store
 
 __all__ = [
-    "AlreadyStarted", "AnyFlow", "Codec", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine",
-    "EngineClosed", "FlowCancelled", "FlowFailed", "FlowFunction", "ForkedEngine", "Handle", "Health", "Info",
-    "InstanceNotFound", "LeaseLost", "NonDeterminismError", "NotDurable", "NotEncodable", "NotInFlow", "NotOurs",
-    "NotRegistered", "OutcomeUnknown", "Outgoing", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State",
-    "Step", "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
-    "UnknownType", "WaitsForNothing", "cancel", "capture", "current", "delay", "expose", "exposed", "flow",
-    "get_logger", "handle", "logger", "messages", "new_uuid", "now", "receive", "rng", "run", "send", "send_many",
-    "start", "start_many", "step", "type_name",
+    "AlreadyStarted", "AnyFlow", "Codec", "Cron", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine",
+    "EngineClosed", "Entries", "FlowCancelled", "FlowFailed", "FlowFunction", "ForkedEngine", "Handle",
+    "Health", "Inbox", "Info", "InitialState", "InstanceNotFound", "LeaseLost", "NonDeterminismError",
+    "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported", "OutcomeUnknown",
+    "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step",
+    "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream", "Tx",
+    "UnknownType", "WaitsForNothing", "cancel", "capture", "continue_as_new", "current", "delay", "expose",
+    "exposed", "flow", "get_logger", "handle", "logger", "messages", "new_uuid", "now", "patched", "receive",
+    "rng", "run", "send", "send_many", "start", "start_many", "step", "transaction", "type_name",
 ]  # fmt: skip

@@ -5,7 +5,8 @@
     │                     DuplicateId, AlreadyStarted, NonDeterminismError, WaitsForNothing, Spins, ForkedEngine
     ├─ an instance ended: FlowFailed, FlowCancelled, InstanceNotFound
     ├─ a step ended:      StepFailed, OutcomeUnknown, StoreRefused
-    └─ engine and store:  StoreUnavailable (StoreFull), StoreCorrupt, NotOurs, LeaseLost, EngineClosed, CommitUnknown
+    └─ engine and store:  StoreUnavailable (StoreFull), StoreCorrupt, NotOurs, NotSupported, Outdated, LeaseLost,
+                          EngineClosed, CommitUnknown
 
 Each message says what is true, with the data, and what to do next; the data are attributes too.
 """
@@ -190,6 +191,14 @@ class CommitUnknown(PerdureError):
     """The answer to a commit was lost: it may have happened. Used inside the engine, which settles it by fence and
     repetition.
     """
+
+
+class NotSupported(PerdureError):
+    """This store cannot do that; use one that can (the message names which)."""
+
+
+class Outdated(PerdureError):
+    """The instance changed after its control panel was read: `await panel.refresh()`, look, and edit again."""
 
 
 class EngineClosed(PerdureError):

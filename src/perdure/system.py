@@ -15,6 +15,8 @@ class System:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
+        self.process = f"{os.getpid()}-{self.random_bytes(6).hex()}"
+        """A name for this process (as far as it shares this object) that no other ever had."""
         self._lock = threading.Lock()
         self._last = 0
         self._tail = self.random_bytes(8)

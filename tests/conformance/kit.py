@@ -1,13 +1,23 @@
 """Short words for the records, so that a test shows only what it is about."""
 
+from typing import Any
+
+from msgspec.structs import replace
+
 from perdure.clock import Clock
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, Pending, State
 from perdure.model.writes import (
     Answer,
     Batch,
+    Continue,
+    Continued,
     Create,
     Created,
+    Edit,
+    Edited,
     Finish,
+    Outdated,
+    OwnedBy,
     PendingPut,
     Release,
     Send,
@@ -40,7 +50,8 @@ def entry(of: int, seq: int, outcome: bytes = b"1", *, run: int = 0, kind: str =
 
 
 def create(number: int, id: str | None = None, *, flow: str = "f", owned: bool = True, due_at: float | None = None,
-           parent: int | None = None, arguments: bytes = b"[]", at: float = 1.0) -> Create:  # fmt: skip
+           parent: int | None = None, arguments: bytes = b"[]", at: float = 1.0, version: str = "v1",
+           initial: tuple[Entry, ...] = (), inbox: tuple[Message, ...] = ()) -> Create:  # fmt: skip
     return Create(
         uid=uid(number),
         flow=flow,
@@ -50,36 +61,64 @@ def create(number: int, id: str | None = None, *, flow: str = "f", owned: bool =
         parent=None if parent is None else uid(parent),
         owned=owned,
         due_at=due_at,
-        version="v1",
+        version=version,
         at=at,
         begun=entry(number, 0, kind=Kind.BEGUN) if owned else None,
+        initial=initial,
+        inbox=inbox,
     )
 
 
-def message(number: int, body: bytes = b"{}", *, key: str | None = None, kind: str = MessageKind.MESSAGE) -> Message:
-    return Message(b"m" + number.to_bytes(15, "big"), kind, key, None, "T", body, False, -1, 5.0)
+def message(number: int, body: bytes = b"{}", *, key: str | None = None, kind: str = MessageKind.MESSAGE,
+            name: str | None = None, run: int = -1, sent_at: float = 5.0) -> Message:  # fmt: skip
+    return Message(b"m" + number.to_bytes(15, "big"), kind, key, name, "T", body, False, run, sent_at)
 
 
-def send(to: int, number: int, *, key: str | None = None, kind: str = MessageKind.MESSAGE) -> Send:
-    return Send("f", f"i{to}", message(number, key=key, kind=kind))
+def send(
+    to: int, number: int, *, key: str | None = None, kind: str = MessageKind.MESSAGE, sent_at: float = 5.0
+) -> Send:
+    return Send("f", f"i{to}", message(number, key=key, kind=kind, sent_at=sent_at))
 
 
-def pending(of: int, key: str = "1", attempt: int = 1) -> PendingPut:
-    return PendingPut(Pending(uid(of), 0, key, Kind.STEP, "work", b"[]", b"dd", True, attempt, 3.5, b"error", b"half"))
+def evict(to: int, number: int, replica: str) -> Send:
+    """The owner is asked to hand the instance over to the replica."""
+    return Send("f", f"i{to}", message(number, kind=MessageKind.EVICT, name=replica))
 
 
-def finish(
-    of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"done", *, children: bool = False
-) -> Finish:
-    return Finish(uid(of), state, outcome, 9.0, children)
+def pending(of: int, key: str = "1", attempt: int = 1, *, run: int = 0) -> PendingPut:
+    return PendingPut(
+        Pending(uid(of), run, key, Kind.STEP, "work", b"[]", b"dd", True, attempt, 3.5, b"error", b"half")
+    )
 
 
-def suspend(of: int, *, due_at: float | None = None, seen: tuple[bytes, ...] = ()) -> Release:
-    return Release(uid(of), State.SUSPENDED, due_at, seen)
+def finish(of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"done", *, at: float = 9.0,
+           children: bool = False, failed_seq: int | None = None) -> Finish:  # fmt: skip
+    return Finish(uid(of), state, outcome, at, children, failed_seq)
 
 
-def watch(asker: int, target: int, key: str = "1", *, digest: bytes | None = None) -> Watch:
-    return Watch(uid(asker), 0, key, "f", f"i{target}", digest)
+def again(of: int, run: int = 1, *, arguments: bytes = b"[2]", children: bool = False) -> Continue:
+    """The instance continues as new."""
+    return Continue(uid(of), run, arguments, "v1", entry(of, 0, run=run, kind=Kind.BEGUN), children)
+
+
+def suspend(of: int, *, due_at: float | None = None, seen: tuple[bytes, ...] = (), to: str | None = None) -> Release:
+    return Release(uid(of), State.SUSPENDED, due_at, seen, to=to)
+
+
+def block(of: int, version: str = "v1", process: str = "p1", *, to: str | None = None) -> Release:
+    return Release(uid(of), State.BLOCKED, None, reason="why", version=version, process=process, to=to)
+
+
+def watch(asker: int, target: int, key: str = "1", *, digest: bytes | None = None, run: int = 0) -> Watch:
+    return Watch(uid(asker), run, key, "f", f"i{target}", digest)
+
+
+def numbers(rows: list[Instance]) -> list[int]:
+    return [int.from_bytes(row.uid, "big") for row in rows]
+
+
+def mids(*numbers: int) -> list[bytes]:
+    return [message(n).mid for n in numbers]
 
 
 class Kit:
@@ -90,8 +129,8 @@ class Kit:
         self.clock = clock
         self.epochs: dict[str, int] = {}
 
-    async def join(self, replica: str) -> None:
-        self.epochs[replica] = await self.store.join(replica, LEASE)
+    async def join(self, replica: str, version: str = "") -> None:
+        self.epochs[replica] = await self.store.join(replica, LEASE, version)
 
     async def commit(self, *writes: Write, by: str | None = "a") -> list[Answer]:
         epoch = self.epochs[by] if by is not None else 0
@@ -111,19 +150,64 @@ class Kit:
         assert isinstance(answer, Created)
         return answer
 
+    async def continued(self, write: Continue, by: str | None = "a") -> Continued:
+        answer = await self.one(write, by)
+        assert isinstance(answer, Continued)
+        return answer
+
     async def claim(self, by: str = "a", *, flows: tuple[str, ...] = ("f",), limit: int = 100,
-                    thorough: bool = False) -> list[Instance]:  # fmt: skip
+                    thorough: bool = False, version: str = "") -> list[Instance]:  # fmt: skip
         rows, _ = await self.store.claim(
-            by, self.epochs[by], flows=flows, now=self.clock.now, limit=limit, thorough=thorough
+            by, self.epochs[by], flows=flows, now=self.clock.now, limit=limit, thorough=thorough, version=version
         )
         return rows
 
-    async def claimed(self, by: str = "a", *, thorough: bool = False) -> list[int]:
-        return [int.from_bytes(row.uid, "big") for row in await self.claim(by, thorough=thorough)]
+    async def claimed(self, by: str = "a", *, limit: int = 100, thorough: bool = False, version: str = "") -> list[int]:
+        return numbers(await self.claim(by, limit=limit, thorough=thorough, version=version))
 
-    async def next_due(self, by: str = "a") -> float | None:
-        _, due = await self.store.claim(by, self.epochs[by], flows=["f"], now=self.clock.now, limit=0)
+    async def next_due(self, by: str = "a", *, version: str = "") -> float | None:
+        _, due = await self.store.claim(
+            by, self.epochs[by], flows=["f"], now=self.clock.now, limit=0, version=version
+        )  # fmt: skip
         return due
+
+    async def tried(self, version: str, process: str = "p1", *, by: str = "a") -> list[int]:
+        """The blocked instances that this code may try; they are blocked no more."""
+        rows, last = await self.store.claim_blocked(
+            by, self.epochs[by], flows=["f"], version=version, process=process, after=b"", limit=100
+        )
+        assert last == b""
+        return numbers(rows)
+
+    async def retire(self, before: float, *, limit: int = 100) -> int:
+        return await self.store.retire("a", self.epochs["a"], before=before, now=self.clock.now, limit=limit)
+
+    async def staged(self, number: int, /, *, id: str = "edit", delete: bool = False,
+                     change: dict[str, Any] | None = None, **rest: Any) -> Edit:  # fmt: skip
+        """An edit of the instance as it stands now, with these changes of its row."""
+        loaded = await self.load(number)
+        row = loaded.instance
+        return Edit(
+            id=id.encode().ljust(16, b"-"),
+            uid=row.uid,
+            run=row.run,
+            state=row.state,
+            length=max((e.seq + 1 for e in loaded.entries if e.seq >= 0), default=0),
+            ended_at=row.ended_at,
+            last=row.edit,
+            row=None if delete else replace(row, **(change or {})),
+            at=self.clock.now,
+            **rest,
+        )
+
+    async def edit(self, edit: Edit, by: str | None = None) -> Edited | OwnedBy | Outdated:
+        return await self.store.edit(by, self.epochs[by] if by is not None else 0, edit)
+
+    async def edited(self, number: int, /, *, by: str | None = None, **how: Any) -> Edited:
+        """The instance as it stands now is edited so."""
+        answer = await self.edit(await self.staged(number, **how), by)
+        assert isinstance(answer, Edited)
+        return answer
 
     async def row(self, number: int) -> Instance:
         (row,) = await self.store.instances([uid(number)])
@@ -136,11 +220,15 @@ class Kit:
     async def inbox(self, number: int) -> list[Message]:
         return (await self.store.inbox([uid(number)]))[uid(number)]
 
-    async def bodies(self, number: int) -> list[bytes]:
+    async def mids(self, number: int) -> list[bytes]:
         return [m.mid for m in await self.inbox(number)]
 
     async def wakeups(self, by: str = "a") -> list[int]:
         return sorted(int.from_bytes(u, "big") for u in await self.store.wakeups(by))
+
+    async def seqs(self, number: int) -> list[int]:
+        """The seqs of the journal."""
+        return [e.seq for e in (await self.load(number)).entries]
 
     async def taken_over(self, *replicas: str, me: str) -> None:
         """`replicas` miss their lease while `me` holds its own, and `me` reaps them."""

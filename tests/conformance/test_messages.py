@@ -7,11 +7,7 @@ import pytest
 from perdure.model.records import Message, MessageKind, State
 from perdure.model.writes import Created, Finished, Release, Send, Sent, Take, Unwatch, Update, Write
 from perdure.stores.contract import answer_mid, cancel_mid
-from tests.conformance.kit import Kit, create, finish, message, send, suspend, uid, watch
-
-
-def mids(*numbers: int) -> list[bytes]:
-    return [message(n).mid for n in numbers]
+from tests.conformance.kit import Kit, create, finish, message, mids, send, suspend, uid, watch
 
 
 async def test_messages_are_kept_in_the_order_of_arrival(kit: Kit) -> None:
@@ -324,6 +320,12 @@ async def test_unfinished_attached_children_are_asked_to_cancel(kit: Kit) -> Non
     assert [len(await kit.inbox(n)) for n in (2, 3, 4, 5, 6)] == [1, 0, 0, 1, 1]
     assert await kit.wakeups("a") == []
     assert await kit.wakeups("b") == [6]
+
+
+async def test_answers_come_before_cancel_requests_whoever_ended_first(kit: Kit) -> None:
+    await kit.commit(create(1), create(2), create(3, parent=1), watch(3, 2))
+    await kit.commit(finish(1, children=True), finish(2))
+    assert [m.kind for m in await kit.inbox(3)] == ["answer", "cancel"]
 
 
 async def test_no_child_is_looked_for_unless_told(kit: Kit) -> None:

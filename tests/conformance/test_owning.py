@@ -5,8 +5,9 @@ import os
 import pytest
 
 from perdure.clock import Clock
-from perdure.errors import ForkedEngine, LeaseLost
-from perdure.model.records import State
+from perdure.errors import ForkedEngine, LeaseLost, NotSupported
+from perdure.model.records import Entry, State
+from perdure.model.tx import Tx
 from perdure.model.writes import NotOwned, Release, Update
 from perdure.stores.contract import Store
 from perdure.system import System
@@ -247,6 +248,21 @@ async def test_a_forked_child_is_refused(kit: Kit) -> None:
     with os.fdopen(reader, "rb") as answer:
         assert answer.read() == b"forked"
     os.waitpid(child, 0)
+
+
+async def test_a_store_has_transactions_or_says_so(kit: Kit) -> None:
+    await kit.commit(create(1))
+
+    async def work(tx: Tx) -> Entry:
+        return entry(1, 1)
+
+    if kit.store.transactions:
+        assert await kit.store.transact("a", kit.epochs["a"], work, limit=5) == entry(1, 1)
+        assert await kit.seqs(1) == [0, 1]
+    else:
+        with pytest.raises(NotSupported, match="sqlite://"):
+            await kit.store.transact("a", kit.epochs["a"], work, limit=5)
+        assert await kit.seqs(1) == [0]
 
 
 async def test_close_may_be_repeated(store: Store) -> None:

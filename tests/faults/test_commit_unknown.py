@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Engine, FlowFunction, Handle, LeaseLost, State, StoreUnavailable, capture, flow, receive, step
+from perdure import Engine, FlowFailed, FlowFunction, Handle, LeaseLost, State, StoreUnavailable, capture, flow, receive, step
 from perdure.errors import CommitUnknown, StoreRefused
 from perdure.model.records import Entry
 from perdure.model.writes import Answer, Batch
@@ -279,10 +279,11 @@ async def poisoned(name: str) -> str:
     return await act(f"{name} after")
 
 
-async def test_refused_data_of_one_instance_does_not_hurt_others(store: Unsure) -> None:
+@pytest.mark.parametrize("refuses", ["the outcome", "whatever stands in its place"])
+async def test_refused_data_of_one_instance_does_not_hurt_others(store: Unsure, refuses: str) -> None:
     def refuse(batch: Batch) -> None:
         for write in batch.writes:
-            if isinstance(write, Entry) and "blob" in write.name:
+            if isinstance(write, Entry) and "blob" in write.name and not (write.failed and refuses == "the outcome"):
                 raise StoreRefused("the test does not like it")
 
     store.fault = refuse
@@ -297,9 +298,15 @@ async def test_refused_data_of_one_instance_does_not_hurt_others(store: Unsure) 
                 await handle.result(timeout=10)
         for handle in handles:
             if handle.flow == "poisoned":
-                await eventually(handle.state, lambda state: state is State.BLOCKED or state.ended)
+                if refuses == "the outcome":
+                    with pytest.raises(FlowFailed) as failed:
+                        await handle.result(timeout=10)
+                    assert isinstance(failed.value.__cause__, StoreRefused)
+                    assert [e.failed for e in (await engine.panel(handle.flow, handle.id)).loaded.entries] == [0, 0, 1]
+                    continue
+                await eventually(handle.state, lambda state: state is State.BLOCKED)
                 row = await store.instance(handle.flow, handle.id)
                 assert row is not None
-                assert "StoreRefused" in (row.reason or str(row.outcome))
+                assert "StoreRefused" in str(row.reason)
     assert set(ran.values()) == {1}
     assert not any("after" in what for what in ran)

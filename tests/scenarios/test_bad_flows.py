@@ -291,7 +291,7 @@ async def test_an_engine_in_a_forked_child(world: World) -> None:
 
 
 async def test_options_that_make_no_sense(world: World) -> None:
-    for options in ({"lease": 0}, {"stall_limit": -1}, {"max_resident": 0}, {"max_running": 0}):
+    for options in ({"lease": 0}, {"stall_limit": -1}, {"max_resident": -1}, {"max_running": 0}):
         with pytest.raises(ValueError, match="must be"):
             Engine(world.store(), **options)  # type: ignore[arg-type]
     engine = Engine(world.store())

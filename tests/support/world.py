@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from perdure import Engine, EngineClosed, Handle, State, Store
+from perdure import Engine, EngineClosed, Handle, Panel, State, Store
 from perdure.model.records import Entry, Instance, Message, Pending
 from perdure.stores.memory import MemoryStore
 from perdure.stores.sqlite import SqliteStore
@@ -94,6 +94,10 @@ class World:
         """The instance's untaken messages."""
         (loaded,) = await self._any_store().load([(await self.row(handle)).uid])
         return loaded.inbox
+
+    async def panel(self, handle: Handle[Any]) -> Panel[Any]:
+        """The instance's control panel, by the engine that came last."""
+        return await next(reversed(self._engines)).panel(handle.flow, handle.id)
 
     def _any_store(self) -> Store:
         return next(reversed(self._engines))._store

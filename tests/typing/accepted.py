@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import perdure
 from pydantic import BaseModel
 from perdure import (
-    Engine, FlowCancelled, FlowFailed, FlowFunction, Handle, Health, Info, OutcomeUnknown, Outgoing, Retry, Step, Stream,
-    capture, current, delay, expose, exposed, flow, get_logger, handle, logger, messages, new_uuid, now, receive, start,
+    Cron, Engine, FlowCancelled, FlowFailed, FlowFunction, Handle, Health, Info, InitialState, OutcomeUnknown, Outgoing,
+    Panel, Retry, Step, Stream, Tx, capture, continue_as_new, current, patched, transaction, delay, expose, exposed, flow, get_logger, handle, logger, messages, new_uuid, now, receive, start,
     start_many, step, type_name,
 )
 
@@ -214,6 +214,20 @@ async def by_methods(order: Order) -> str:
     return await steps.ship.options(retry=Retry(attempts=3, retry_on=lambda e: isinstance(e, OSError)))(order)
 
 
+async def write(tx: Tx, order: Order) -> int:
+    await tx.execute("insert into orders(id) values (?)", order.id)
+    return len(await tx.fetch("select id from orders"))
+
+
+@flow
+async def outbox(order: Order) -> int:
+    if patched("second copy"):
+        assert_type(await transaction(write, order, id="copy"), int)
+    if order.lines:
+        await continue_as_new(order)
+    return await transaction(write, order)
+
+
 # --- outside ------------------------------------------------------------------------------------------
 async def outside(order: Order) -> None:
     async with Engine("sqlite:///orders.db", flows=[order_flow, listener, fan_out, invoice]) as engine:
@@ -236,6 +250,23 @@ async def outside(order: Order) -> None:
         async for info in engine.find(order_flow, state=perdure.State.FAILED):
             assert_type(info, Info)
             await engine.cancel(order_flow, info.id, "set aside")
+            await engine.restart(order_flow, info.id)
+        panel = await engine.panel(order_flow, "1")
+        assert_type(panel, Panel[str])
+        panel.args = (order,)
+        panel.entries.remove("ShipProducts")
+        panel.entries.set("TransactionId", uuid4())
+        panel.inbox.append(FundsReserved("1"))
+        assert_type(await panel.restart(), Handle[str])
+        assert_type(panel.result, str | None)
+        assert_type(await engine.panel("order_flow", "1"), Panel[Any])
+        await engine.delete(order_flow, "1")
+        assert_type(
+            await engine.run(order_flow, order, id="1", initial=InitialState(entries={"TransactionId": uuid4()})), str
+        )
+        await engine.schedule(listener, Cron("*/1 * * * *"), "o-1", id="every-minute")
+        await engine.schedule(listener, timedelta(hours=1), "o-1", id="hourly")
+        await engine.unschedule("hourly")
         assert_type(await engine.health(), Health)
         assert_type(await handle.state(), perdure.State)
         assert_type(await handle.exposed("progress", returns=float), float | None)

@@ -64,6 +64,12 @@ async def outside(engine: Engine) -> None:
     await engine.start_many(order_flow, [("1", 2)])  # E
     handle.result()  # E
     engine.start(order_flow, "o", id="1")  # E
+    panel = await engine.panel(order_flow, "1")
+    panel.args = "o"  # E
+    panel.restart()  # E
+    k: int | None = panel.result  # E
+    await engine.schedule(order_flow, "daily", "o", id="s")  # E
+    await engine.schedule(order_flow, timedelta(hours=1), 1, id="s")  # E
     await engine.send_many(order_flow, [A("o")])  # E
     Engine("memory://", flows=[plain])  # E
     Engine("memory://", steps=[plain])  # E

@@ -32,7 +32,7 @@ class Info:
         self.state = shown(row)
         self.due_at = None if row.due_at is None else to_datetime(min(row.due_at, _LATEST))
         self.created_at = to_datetime(row.created_at)
-        self.reason = row.reason
+        self.reason = row.reason if row.state is State.BLOCKED else None
 
     def __repr__(self) -> str:
         return f"<{self.flow} {self.id!r} {self.state.value}{': ' + self.reason if self.reason else ''}>"

@@ -7,7 +7,7 @@ Two signs say "in a flow": the running loop, and the place in the context. A cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +61,14 @@ class Place:
         return prefix + str(n)
 
 
+class NextRun(BaseException):
+    """Raised through a flow's body by `continue_as_new`, with the encoded arguments of the next run."""
+
+    def __init__(self, arguments: bytes) -> None:
+        super().__init__("continue_as_new() was called: the flow's next run begins; do not catch this")
+        self.arguments = arguments
+
+
 class FlowRun(Protocol):
     """What the calls in a flow's body ask of the execution that runs it."""
 
@@ -89,6 +97,11 @@ class FlowRun(Protocol):
     ) -> Operation: ...
     def cancel(self, place: Place, flow: str, id: str, reason: str | None) -> Operation: ...
     def read(self, place: Place, what: str, flow: str, id: str, key: str | None) -> Operation: ...
+    def transaction(
+        self, place: Place, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...], id: str | None
+    ) -> Operation: ...
+    def next_run(self, args: tuple[Any, ...]) -> NextRun: ...
+    def patched(self, id: str) -> bool: ...
     def random(self, place: Place) -> random.Random: ...
     def now(self) -> float: ...
     def expose(self, key: str, value: object) -> None: ...

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
 from perdure.api.handle import Handle
 from perdure.api.outgoing import Outgoing
 from perdure.api.scope import Place, Started, finish, in_flow
+from perdure.model.tx import Tx
 
 if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
@@ -97,3 +98,52 @@ async def cancel(flow: AnyFlow | str, id: str, reason: str | None = None, /) -> 
     """The instance is asked to end when this flow's entry is durable. Nothing happens to one that has ended."""
     place = in_flow("cancel()")
     await finish(place.run.cancel(place, name_of(flow), id, reason))
+
+
+async def continue_as_new(*args: object) -> NoReturn:
+    """This run is over and the flow's next run begins with these arguments, under the same id, with an empty journal.
+
+    One transaction: messages that nobody took move on, keys of messages stay known, children that are not detached are
+    cancelled, the old entries are gone. Who waits for the result waits on. Call it where nothing catches
+    `BaseException`; `finally` blocks run, and may run steps.
+
+    Raises:
+        TypeError: the arguments do not fit the flow.
+        NotEncodable, PayloadTooLarge, NotInFlow.
+    """
+    raise in_flow("continue_as_new()").run.next_run(args)
+
+
+def patched(id: str, /) -> bool:
+    """Whether this run is new enough for a change of the flow's code; costs nothing, and the first answer per id holds.
+
+    True in runs that had not come this far when the change was deployed, False in those whose journal goes on behind
+    this point. Write `if patched("tax-2027"): await new(...)`, `else: await old(...)`, and drop the old branch when no
+    instance from before is left. A step that was begun here and had no entry yet counts as not done, unless it is
+    at-most-once.
+
+    Raises:
+        NotInFlow: called outside a flow's body.
+    """
+    return in_flow("patched()").run.patched(id)
+
+
+async def transaction(
+    work: Callable[[Tx, Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None
+) -> R:
+    """`work(tx, *args)` has run on the flow's own database, and its writes are on disk together with its entry: once.
+
+    Neither happens without the other, whatever crashes. The instance takes nothing else meanwhile, so keep it short: it
+    holds the database's only write lock on SQLite, where `work` may await nothing but `tx` and has 500 ms. What it
+    raises is raised here, recorded, and nothing of it was written.
+
+    Args:
+        id: an identity of its own, unique in this run.
+
+    Raises:
+        TimeoutError: it took too long; nothing was written.
+        NotSupported: the store has no transactions (`memory://`).
+        PermissionError: the SQL touches the store's own tables, or ends the transaction.
+    """
+    place = in_flow("transaction()")
+    return await finish(place.run.transaction(place, work, args, id))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random as _random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from perdure import codec
-from perdure.api.scope import Place, Started
+from perdure.api.scope import NextRun, Place, Started
 from perdure.engine.names import check_name
 from perdure.engine.operations import (
     ASKED,
@@ -28,6 +28,7 @@ from perdure.engine.operations import (
     new_message,
 )
 from perdure.engine.stepping import StepOp
+from perdure.engine.transacting import TransactionOp
 from perdure.errors import PayloadTooLarge
 from perdure.model.records import Kind
 from perdure.model.writes import Send
@@ -121,6 +122,23 @@ class Calls:
         check_name(id, "id")
         digest = self.run.payloads.digest(reason, "reason")
         return self.run.ask(CancelOp(self.run, self.run.cancel_request(flow, id, reason), digest), place)
+
+    def transaction(
+        self, place: Place, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...], id: str | None
+    ) -> Op:
+        """A transaction on the flow's own database is asked for."""
+        name = getattr(work, "__qualname__", type(work).__qualname__)
+        encoded = self.run.payloads.arguments(args, {}, name)
+        return self.run.ask(TransactionOp(self.run, name, work, args, encoded), place, id)
+
+    def next_run(self, args: tuple[Any, ...]) -> NextRun:
+        """What ends this run and begins the next with these arguments. Raises TypeError if they do not fit the flow."""
+        name = self.run.flow.name
+        return NextRun(self.run.payloads.encode(list(self.run.flow.positional(args, {})), f"arguments of {name}"))
+
+    def patched(self, id: str) -> bool:
+        """See `Execution.patched`."""
+        return self.run.patched(id)
 
     def read(self, place: Place, what: str, flow: str, id: str, key: str | None) -> Op:
         """What only the store knows of another instance is asked for."""

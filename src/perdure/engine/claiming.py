@@ -14,12 +14,13 @@ import msgspec
 
 from perdure.engine.committer import Committer
 from perdure.engine.timers import Timers
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, StoreUnavailable
 from perdure.model.records import Instance, Loaded, Message, MessageKind, State
 from perdure.model.writes import Finish, Release
 from perdure.stores.contract import Store
 
 if TYPE_CHECKING:
+    from perdure.engine.execution import Execution
     from perdure.engine.scheduler import Scheduler
 
 logger = logging.getLogger("perdure")
@@ -34,6 +35,10 @@ RETRY_SECONDS: Final = 0.05
 """So soon it is asked again after its first failure."""
 THOROUGH_SECONDS: Final = 10.0
 """So often the claim also looks for messages whose wake-up was lost."""
+BLOCKED: Final = 50
+"""So many blocked instances are looked at at a time."""
+BLOCKED_SECONDS: Final = 5.0
+"""When all were looked at, so long until they are again: others may have blocked more since."""
 
 
 class Claims:
@@ -51,6 +56,11 @@ class Claims:
         self._full = False
         self.unsure = False
         """An answer of the store was lost: what it gave may be unknown here."""
+        self._again: set[bytes] = set()
+        """Instances here whose inbox is to be read again."""
+        self._blocked_after: dict[str, bytes] = {}
+        """How far the blocked instances have been looked at, by the code identity of their flows."""
+        self._pages: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Work is looked for, now and always."""
@@ -67,8 +77,34 @@ class Claims:
         """Somebody has written something that may be work; called in the real loop only."""
         self._changed.set()
 
+    def read_again(self, uid: bytes) -> None:
+        """The instance's inbox is read soon: something may have come while it could not be told."""
+        self._again.add(uid)
+        self._changed.set()
+
+    def read_on(self, execution: Execution) -> None:
+        """The execution gets the next page of its journal."""
+        page = asyncio.Task(self._read_page(execution), loop=self._scheduler.real)
+        self._pages.add(page)
+        page.add_done_callback(self._pages.discard)
+
+    async def _read_page(self, execution: Execution) -> None:
+        while not execution.stopped:
+            try:
+                entries, more = await self._store.entries(execution.uid, execution.number, execution.journal.read)
+            except StoreUnavailable as error:
+                logger.warning("%r: its journal cannot be read now, tried again: %s", execution, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception as error:
+                execution.broken(error)
+                return
+            else:
+                execution.page(entries, more=more)
+                return
+
     async def _look_for_work(self) -> None:
         thorough_at = self._now() + THOROUGH_SECONDS
+        blocked_at = self._now()
         while not self._scheduler.draining:
             self._changed.clear()
             wait = POLL_SECONDS
@@ -82,6 +118,8 @@ class Claims:
                 claimed, next_due = await self._claim(thorough=thorough)
                 if claimed:
                     continue
+                if self._now() >= blocked_at:
+                    blocked_at = self._now() + (BLOCKED_SECONDS if await self._claim_blocked() else POLL_SECONDS)
                 if next_due is not None:
                     self.look_at(next_due)
                 self._scheduler.sweep()
@@ -121,8 +159,33 @@ class Claims:
         self._looks_at = float("inf")
         self._changed.set()
 
+    async def _claim_blocked(self) -> bool:
+        """A few blocked instances that this code has not tried yet run, if there is nothing else to do: so many replicas
+        that start at once do not replay all that is blocked at once. True: all were looked at.
+        """
+        scheduler = self._scheduler
+        by_version: dict[str, list[str]] = {}
+        for flow in scheduler.flows:
+            by_version.setdefault(scheduler.version_of(flow), []).append(flow)
+        all_seen = True
+        for version, flows in by_version.items():
+            room = min(self._room(), BLOCKED)
+            if room <= 0 or scheduler.holding or not scheduler.replica.safe_to_start():
+                return False
+            rows, after = await self._store.claim_blocked(
+                scheduler.replica.id, self._committer.epoch, flows=flows, version=version,
+                process=self._store.system.process, after=self._blocked_after.get(version, b""), limit=room,
+            )  # fmt: skip
+            self._blocked_after[version] = after
+            all_seen = all_seen and not after
+            if rows:
+                logger.info("%d blocked instances are tried with the code of this replica", len(rows))
+            await self._load(rows)
+        return all_seen
+
     async def _read_wakeups(self) -> None:
-        uids = await self._store.wakeups(self._scheduler.replica.id)
+        again, self._again = self._again, set()
+        uids = [*await self._store.wakeups(self._scheduler.replica.id), *again]
         if uids:
             await self._read_inboxes(uids)
 
@@ -148,6 +211,7 @@ class Claims:
             now=self._now(),
             limit=min(room, CLAIM),
             thorough=thorough,
+            version=self._scheduler.settings.version,
         )
         await self._load(rows)
         return len(rows), next_due
@@ -169,9 +233,14 @@ class Claims:
 
     async def _load(self, rows: Sequence[Instance]) -> None:
         """These instances, which this replica owns and which stood so before, are in memory and run."""
-        for i in range(0, len(rows), LOAD):
-            before = {row.uid: row for row in rows[i : i + LOAD]}
-            found = await self._store.load(list(before))
+        before = {row.uid: row for row in rows}
+        left = list(before)
+        while left:
+            asked = left[:LOAD]
+            found = await self._store.load(asked)
+            # Of long journals only a part comes at a time: what is not there yet is asked for again.
+            done = found[-1].instance.uid if found else asked[-1]
+            left = left[asked.index(done) + 1 :]
             parents = await self._names([loaded.instance.parent for loaded in found])
             for loaded in found:
                 uid = loaded.instance.uid
@@ -188,18 +257,19 @@ class Claims:
     def _run_claimed(self, before: Instance, loaded: Loaded, parents: Mapping[bytes, tuple[str, str]]) -> None:
         flow = self._scheduler.flows.get(before.flow)
         cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
-        if cancel is not None and (flow is None or before.state is State.BLOCKED or not loaded.entries):
+        begun = loaded.more or (bool(loaded.entries) and loaded.entries[-1].seq >= 0)
+        if cancel is not None and (flow is None or before.state is State.BLOCKED or not begun):
             self._cancel_without_code(before, cancel)
             return
         if flow is None:
             self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
             return
-        if not loaded.entries:
-            begun = self._scheduler.begun(
+        if not begun:
+            entry = self._scheduler.begun(
                 before.uid, before.run, before.flow, self._scheduler.version_of(before.flow), self._now()
             )
-            number = self._committer.write(begun)
-            loaded = Loaded(loaded.instance, [begun], loaded.pending, loaded.inbox)
+            number = self._committer.write(entry)
+            loaded = Loaded(loaded.instance, [*loaded.entries, entry], loaded.pending, loaded.inbox)
             self._scheduler.spawn(loaded, flow, parents.get(before.parent or b"")).gate = number
             return
         execution = self._scheduler.spawn(loaded, flow, parents.get(before.parent or b""))

@@ -47,9 +47,9 @@ class CommitterHost(Protocol):
         """The store takes no commits now, for this reason; None: it does again."""
         ...
 
-    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[list[Write]]:
         """The store will never take the data of these writes, which are one instance's or one outsider's: gives what
-        to write instead.
+        to write instead, or if that is refused too, and so on.
         """
         ...
 
@@ -127,6 +127,18 @@ class Committer:
         for i, write in enumerate(self._writes):
             if write is not _NOTHING and whose(write) == uid:
                 self._writes[i] = _NOTHING
+
+    def withdraw(self, write: Write) -> bool:
+        """The write is not made, unless it is in a batch already: then False."""
+        for i in range(len(self._writes) - 1, -1, -1):
+            if self._writes[i] is write:
+                self._writes[i] = _NOTHING
+                return True
+        return False
+
+    def lost(self, error: LeaseLost) -> None:
+        """The fence does not hold, as something else than a batch has found out."""
+        self._host.lost(error)
 
     async def drained(self, patience: float) -> None:
         """Everything that was written before is durable; or nothing more became so within `patience` seconds."""
@@ -254,7 +266,7 @@ class Committer:
             else:
                 call(answer, None)
 
-    async def _until_done(self, writes: list[Write]) -> Sequence[Outcome]:
+    async def _until_done(self, writes: list[Write], *, split: bool = True) -> Sequence[Outcome]:
         """The batch is durable: repeated while the store is away, settled when the answer was lost, split when
         refused.
         """
@@ -281,6 +293,8 @@ class Committer:
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
             except StoreRefused as error:
+                if not split:
+                    raise
                 return await self._split(writes, error)
 
     async def _settle(self) -> None:
@@ -303,16 +317,33 @@ class Committer:
         """
         groups = _by_instance(writes)
         if len(groups) == 1:
-            instead = self._host.refused(writes, error)
-            if instead:
-                await self._until_done(instead)
-            return [error] * len(writes)
+            return await self._refused(writes, error)
         answers: dict[int, Outcome] = {}
         middle = len(groups) // 2
         for half in (groups[:middle], groups[middle:]):
             part = sorted(i for group in half for i in group)
             answers |= dict(zip(part, await self._until_done([writes[i] for i in part]), strict=True))
         return [answers[i] for i in range(len(writes))]
+
+
+    async def _refused(self, writes: list[Write], error: StoreRefused) -> Sequence[Outcome]:
+        """One instance's writes, or an outsider's: halved between entries until the culprit is alone. What the instance
+        wrote after it was written in vain.
+        """
+        entries = [i for i, write in enumerate(writes) if i and type(write) is Entry]
+        if not entries:
+            for instead in self._host.refused(writes, error):
+                try:
+                    await self._until_done(instead, split=False)
+                    break
+                except StoreRefused as again:
+                    logger.error("what was to be written instead is refused too: %s", again)
+            return [error] * len(writes)
+        middle = entries[len(entries) // 2]
+        answers = list(await self._until_done(writes[:middle]))
+        if any(isinstance(answer, StoreRefused) for answer in answers):
+            return [*answers, *[error] * (len(writes) - middle)]
+        return [*answers, *await self._until_done(writes[middle:])]
 
 
 _NOTHING: Final[Any] = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from perdure.api.scope import NextRun
+from perdure.engine.operations import escaped
 from perdure.errors import NotEncodable, PayloadTooLarge
 from perdure.model.records import State
-from perdure.model.writes import Finish
+from perdure.model.writes import Continue, Finish
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
@@ -48,15 +50,18 @@ def close_generators(run: Execution) -> bool:
     return True
 
 
-def outcome(run: Execution) -> Finish:
-    """How the run ended: what its main task returned or raised."""
+def outcome(run: Execution) -> Finish | Continue:
+    """How the run ended: what its main task returned or raised; or that the next run begins."""
     main, payloads, name = run.main, run.payloads, run.instance.flow
     assert main is not None  # noqa: S101
+    failed_seq = None
     if main.cancelled():
         state = State.CANCELLED
         data = None if run.cancel_reason is None else payloads.encode(run.cancel_reason, "reason")
     elif (error := main.exception()) is not None:
-        state, data = State.FAILED, payloads.encode_error(error, name)
+        if (called := _called_next(error)) is not None:
+            return _next_run(run, called.arguments)
+        state, data, failed_seq = State.FAILED, payloads.encode_error(error, name), escaped(error)
     else:
         try:
             data, _ = payloads.round_trip(main.result(), f"result of {name}")
@@ -65,7 +70,23 @@ def outcome(run: Execution) -> Finish:
             state, data = State.FAILED, payloads.encode_error(unfit, name)
     if (untaken := run.mailbox.count()) > 0:
         logger.info("%r ended with %d messages that nobody took; they are kept with it", run, untaken)
-    return Finish(run.uid, state, data, run.host.now(), run.has_children)
+    return Finish(run.uid, state, data, run.host.now(), run.has_children, failed_seq)
+
+
+def _called_next(error: BaseException) -> NextRun | None:
+    """The call of `continue_as_new` that came out of the flow: task groups wrap it, but nothing else is in them."""
+    while isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        if group.split(NextRun)[1] is not None:
+            return None
+        error = group.exceptions[0]
+    return error if isinstance(error, NextRun) else None
+
+
+def _next_run(run: Execution, arguments: bytes) -> Continue:
+    version = run.host.version_of(run.instance.flow)
+    begun = run.host.begun(run.uid, run.number + 1, run.instance.flow, version, run.host.now())
+    return Continue(run.uid, run.number + 1, arguments, version, begun, run.has_children)
 
 
 def unload(run: Execution) -> list[FlowTask]:

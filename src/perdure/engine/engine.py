@@ -15,18 +15,24 @@ from datetime import datetime, timedelta
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
+from msgspec.structs import replace
+
 from perdure import codec
 from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
 from perdure.api.handle import Handle, raise_outcome
 from perdure.api.info import Health, Info, shown
+from perdure.api.initial import InitialState
 from perdure.api.outgoing import Outgoing
+from perdure.api.schedule import SCHEDULE, Cron, remove_schedule, schedule_flow, set_schedule
 from perdure.api.scope import outside_flow
 from perdure.clock import Duration, seconds, to_epoch
-from perdure.engine import collector
+from perdure.engine import collector, mending
 from perdure.engine.committer import Committer, Told
+from perdure.engine.identity import code_identity
 from perdure.engine.membership import Membership
 from perdure.engine.names import check_name
 from perdure.engine.operations import cancel_message, new_message
+from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
 from perdure.engine.scheduler import Settings
 from perdure.engine.waiters import Ended
@@ -38,7 +44,7 @@ from perdure.errors import (
     NotRegistered,
     StoreUnavailable,
 )
-from perdure.model.records import Instance, Message, State
+from perdure.model.records import Entry, Instance, Message, State
 from perdure.model.retry import Retry
 from perdure.model.writes import Answer, Create, Existing, Send, Write
 from perdure.stores.contract import Store
@@ -64,14 +70,16 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         store: a URL (`sqlite:///orders.db`, `memory://`) or a `Store`.
         flows: the flows that this engine runs: flow functions, or modules of which all are taken.
         execute: False makes a client: it starts, sends, waits and finds, and runs nothing.
-        max_resident: beyond so many instances in memory the longest-waiting are unloaded.
+        max_resident: beyond so many instances in memory the longest-waiting are unloaded; 0: whatever waits is.
         unload_after: instances that have waited so long are unloaded in any case.
         max_running: this replica claims no more when it has so many in memory.
+        retention: instances that ended so long ago are removed, and only remembered: none of their ids starts again.
         drain: how long the end waits for running steps.
         retry: for steps that say nothing (never for at-most-once steps).
         codec: compresses or encrypts all payloads.
         payload_limit: bytes of one argument list, result or message.
-        version: identity of the code, kept with each instance.
+        version: identity of the code, by which a blocked instance knows code that has not tried it yet; by default a
+            hash over the sources of all loaded modules of the program and the versions of installed packages.
         lease: after so long without renewal others take this replica's instances over.
         stall_limit: how long user code may block the loop before the lease is not renewed any more, which names it.
         kill_hung: a process that hangs in the middle of a write holds a SQLite file; kill it when its lease is over.
@@ -87,6 +95,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         max_resident: int = MAX_RESIDENT,
         unload_after: Duration | None = None,
         max_running: int = 20_000,
+        retention: Duration | None = None,
         drain: Duration = 30.0,
         retry: Retry | None = None,
         codec: codec.Codec | None = None,
@@ -98,6 +107,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     ) -> None:
         self._store: Store = open_store(store) if isinstance(store, str) else store
         self._flows = _registered(flows)
+        if execute:
+            self._flows[SCHEDULE] = schedule_flow
         self._execute = execute
         self._drain = seconds(drain)
         self._settings = Settings(
@@ -107,6 +118,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             lease=seconds(lease),
             stall_limit=seconds(stall_limit),
             kill_hung=kill_hung,
+            drain=seconds(drain),
+            retention=None if retention is None else seconds(retention),
             version=version or "",
             default_retry=retry,
         )
@@ -125,6 +138,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self._real = asyncio.get_running_loop()
         await self._store.open()
         collector.engine_started()
+        if self._execute:
+            version = code_identity(self._settings.version or None)
+            self._settings = replace(self._settings, version=version)
         self._member = Membership(self._store, self._payloads, self._flows, self._settings)
         try:
             if self._execute:
@@ -244,7 +260,14 @@ class Engine(AbstractAsyncContextManager["Engine"]):
 
     @overload
     async def start(
-        self, flow: str, /, *args: object, id: str, at: datetime | None = None, after: Duration | None = None
+        self,
+        flow: str,
+        /,
+        *args: object,
+        id: str,
+        at: datetime | None = None,
+        after: Duration | None = None,
+        initial: InitialState | None = None,
     ) -> Handle[Any]: ...
     @overload
     async def start(
@@ -255,15 +278,24 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         id: str,
         at: datetime | None = None,
         after: Duration | None = None,
+        initial: InitialState | None = None,
     ) -> Handle[R]: ...
     async def start(
-        self, flow: Any, /, *args: Any, id: str, at: datetime | None = None, after: Duration | None = None
+        self,
+        flow: Any,
+        /,
+        *args: Any,
+        id: str,
+        at: datetime | None = None,
+        after: Duration | None = None,
+        initial: InitialState | None = None,
     ) -> Handle[Any]:
         """The instance is on disk, started now or earlier: starting again with the same arguments changes nothing.
 
         Args:
             id: 1 to 255 bytes; (flow, id) is one instance.
             at, after: when it begins, at the earliest.
+            initial: outcomes of steps and messages that it has from the start; of no account if it exists.
 
         Raises:
             AlreadyStarted: it exists and was started with other arguments.
@@ -272,6 +304,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """
         member = self._check()
         write = self._create(member, flow, args, id, at, after)
+        if initial is not None:
+            write = self._with_initial(member, write, initial)
         return self._started(write, await member.committer.ask(write))
 
     def _create(
@@ -289,13 +323,25 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         due = to_epoch(at) if at is not None else (now + seconds(after) if after is not None else None)
         if due is None and member.scheduler is not None:
             return member.scheduler.new_instance(uid, name, id, data, digest, None)
-        version = self._settings.version
-        return Create(uid, name, id, data, digest, None, False, now if due is None else due, version, now, None)
+        return Create(uid, name, id, data, digest, None, False, now if due is None else due, "", now, None)
+
+    def _with_initial(self, member: Membership, write: Create, initial: InitialState) -> Create:
+        entries: list[Entry] = []
+        for name, value in initial.entries.items():
+            check_name(name, "id")
+            failed = isinstance(value, BaseException)
+            if failed:
+                data = self._payloads.encode_error(value, name)
+            else:
+                data, _ = self._payloads.round_trip(value, f"initial {name!r}")
+            entries.append(mending.initial_entry(write.uid, -1 - len(entries), name, data, write.at, failed=failed))
+        messages = [self._message(member, write.flow, id=write.id, message=m) for m in initial.messages]
+        return replace(write, initial=tuple(entries), inbox=tuple(messages))
 
     def _known(self, flow: FlowFunction[..., Any] | str) -> str:
         if isinstance(flow, str):
             if self._execute and flow not in self._flows:
-                known = ", ".join(sorted(self._flows)) or "none"
+                known = ", ".join(sorted(self._flows.keys() - {SCHEDULE})) or "none"
                 raise NotRegistered(f"no flow {flow!r} is registered with this engine; registered are: {known}")
             return flow
         registered = self._flows.get(flow.name)
@@ -311,7 +357,15 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         return Handle(write.flow, write.id, uid=write.uid, outside=self)
 
     @overload
-    async def run(self, flow: str, /, *args: object, id: str, timeout: Duration | None = None) -> Any: ...
+    async def run(
+        self,
+        flow: str,
+        /,
+        *args: object,
+        id: str,
+        initial: InitialState | None = None,
+        timeout: Duration | None = None,
+    ) -> Any: ...
     @overload
     async def run(
         self,
@@ -319,11 +373,20 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         /,
         *args: Unpack[Ts],
         id: str,
+        initial: InitialState | None = None,
         timeout: Duration | None = None,
     ) -> R: ...
-    async def run(self, flow: Any, /, *args: Any, id: str, timeout: Duration | None = None) -> Any:
+    async def run(
+        self,
+        flow: Any,
+        /,
+        *args: Any,
+        id: str,
+        initial: InitialState | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
         """The result of the instance, started now or earlier. Raises as `start` and as `Handle.result`."""
-        handle = await self.start(flow, *args, id=id)
+        handle = await self.start(flow, *args, id=id, initial=initial)
         return await handle.result(timeout=timeout)
 
     async def start_many(
@@ -390,13 +453,17 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self, member: Membership, flow: str, id: str, message: object, key: str | None, name: str | None
     ) -> Send:
         check_name(id, "id")
+        return Send(flow, id, self._message(member, flow, id, message, key, name))
+
+    def _message(
+        self, member: Membership, flow: str, id: str, message: object, key: str | None = None, name: str | None = None
+    ) -> Message:
         if key is not None:
             check_name(key, "key")
         if name is not None:
             check_name(name, "name")
         body = self._payloads.encode(message, f"message to {flow} {id!r}")
-        row = new_message(self._store.system.new_uid(), codec.tag_of(message), body, key, name, member.now())
-        return Send(flow, id, row)
+        return new_message(self._store.system.new_uid(), codec.tag_of(message), body, key, name, member.now())
 
     async def send_many(self, flow: AnyFlow | str, items: Iterable[Outgoing], /) -> None:
         """All messages are on disk. Not one transaction: give keys and repeat it after an error."""
@@ -434,6 +501,69 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """A handle of (flow, id), whether or not it exists."""
         check_name(id, "id")
         return Handle(name_of(flow), id, outside=self)
+
+    # ------------------------------------------------------------ mending
+
+    @overload
+    async def panel(self, flow: FlowFunction[..., R], id: str, /) -> Panel[R]: ...
+    @overload
+    async def panel(self, flow: str, id: str, /) -> Panel[Any]: ...
+    async def panel(self, flow: Any, id: str, /) -> Panel[Any]:
+        """The control panel of the instance, as it is now; its flow need not be known here.
+
+        Raises:
+            InstanceNotFound.
+        """
+        member = self._check()
+        check_name(id, "id")
+        loaded = await member.editor.read(name_of(flow), id)
+        row = loaded.instance
+        handle = Handle[Any](row.flow, id, uid=row.uid, outside=self)
+        return Panel(loaded, member.editor, self._payloads, self._store.system, member.now, handle)
+
+    @overload
+    async def restart(self, flow: FlowFunction[..., R], id: str, /) -> Handle[R]: ...
+    @overload
+    async def restart(self, flow: str, id: str, /) -> Handle[Any]: ...
+    async def restart(self, flow: Any, id: str, /) -> Handle[Any]:
+        """The instance goes on, whether it had ended, waits or is blocked: see `Panel.restart`, and what that raises."""
+        return await (await self.panel(flow, id)).restart()
+
+    async def delete(self, flow: AnyFlow | str, id: str, /) -> None:
+        """The instance is gone: see `Panel.delete`, and what that raises."""
+        await (await self.panel(name_of(flow), id)).delete()
+
+    # ------------------------------------------------------------ schedules
+
+    async def schedule(
+        self,
+        flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, Any]] | str,
+        when: Cron | Duration,
+        /,
+        *args: Unpack[Ts],
+        id: str,
+    ) -> None:
+        """The flow is started at each due time from now on, by whichever replica lives: one instance each. On disk.
+
+        The same schedule again changes nothing, so that a program may say it at every start; another one under the same
+        id replaces it: times are counted anew if `when` is another. Of times that passed while nobody ran, the last one
+        is made up for.
+
+        Args:
+            when: a `Cron`, or an interval of at least a second: then the first start is one interval from now.
+            id: of the schedule, at most 234 bytes; each instance that it starts is `<id>@<due time in UTC>`.
+
+        Raises:
+            ValueError, TypeError: the interval, id or arguments do not fit.
+            NotEncodable, PayloadTooLarge: the arguments cannot be kept.
+        """
+        self._check()
+        await set_schedule(self, flow, when, args, id)
+
+    async def unschedule(self, id: str, /) -> None:
+        """There is no schedule of this id (any more), and nothing is started by it; what was started goes on."""
+        self._check()
+        await remove_schedule(self, id)
 
     async def _row(self, flow: str, id: str, uid: bytes | None) -> Instance:
         self._check()

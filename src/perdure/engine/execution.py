@@ -22,6 +22,7 @@ from perdure.api.scope import Place, fresh_context, scope
 from perdure.engine import differences, ending
 from perdure.engine.calls import Calls
 from perdure.engine.host import Host
+from perdure.engine.journal import Journal
 from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.names import check_name
@@ -36,9 +37,11 @@ from perdure.engine.operations import (
     WaitOp,
     begun_with,
     cancel_message,
+    mark,
 )
 from perdure.engine.payloads import Payloads
 from perdure.engine.stepping import StepOp
+from perdure.engine.transacting import TransactionOp
 from perdure.errors import (
     DuplicateId,
     PerdureError,
@@ -53,17 +56,18 @@ logger = logging.getLogger("perdure")
 
 AHEAD_ENTRIES: Final = 1_000
 """An instance that is so many entries ahead of the disk gets no more deliveries."""
+LONG: Final = 10_000
+"""At every so many entries of a run a warning tells of it."""
 
 
 class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_by_key", "_dropped", "_ending", "_explicit", "_pending", "_position", "_recorded",
-        "_stale", "alarm", "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated",
-        "had_waited", "has_children", "host", "instance", "live", "loop", "mailbox", "main", "number", "ops",
+        "__weakref__", "_ahead", "_ending", "_explicit", "_reading", "_stale", "again", "alarm", "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated",
+        "had_waited", "has_children", "host", "instance", "journal", "leaving", "live", "loop", "mailbox", "main", "number", "ops",
         "parent", "parked_at", "payloads", "problem", "restarted", "root", "running", "schedule", "seq", "stopped",
-        "timers", "to_cancel", "to_go", "uid", "waiting",
+        "timers", "to_cancel", "to_go", "transaction", "uid", "waiting",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  the state of an instance, in one place
@@ -90,10 +94,10 @@ class Execution:
         """What was asked for and is neither delivered nor dropped, in the order of asking."""
         self.completed: list[Op | Pushed] = []
         """Live outcomes that wait for the loop to be idle."""
-        self.to_go: list[StepOp | ReadOp] = []
+        self.to_go: list[StepOp | ReadOp | TransactionOp] = []
         """Steps that start when all before them is durable."""
         self.to_cancel: list[StepOp] = []
-        self.running: dict[StepOp | ReadOp, None] = {}
+        self.running: dict[StepOp | ReadOp | TransactionOp, None] = {}
         """Steps that run now, those dropped and not yet ended included."""
         self.timers: list[tuple[float, int, Op]] | None = None
         self.alarm: Any = None
@@ -124,11 +128,15 @@ class Execution:
         """Whether `to_go` may hold what was dropped."""
         self._explicit: set[str] | None = None
         self.exposed: dict[str, bytes] = _NONE_EXPOSED
-        self._recorded: list[Entry] = loaded.entries
-        self._by_key: dict[str, Entry] = {e.key: e for e in loaded.entries if e.kind not in PUSHED}
-        self._pending: dict[str, Pending] = {p.key: p for p in loaded.pending}
-        self._dropped: set[str] | None = None
-        self._position = 0
+        self.journal = Journal(loaded)
+        self._reading = False
+        """Whether the next page of the journal is being read."""
+        self.again: Entry | None = None
+        """The entry whose step runs again now: nothing else is delivered meanwhile."""
+        self.transaction: Op | None = None
+        """The transaction that runs now: nothing else is delivered meanwhile."""
+        self.leaving: str | None = None
+        """The replica that asked for the instance: no step starts here any more."""
 
     def __repr__(self) -> str:
         return f"{self.instance.flow} {self.instance.id!r}"
@@ -141,25 +149,45 @@ class Execution:
             return op  # of a dead execution: never returns and never acts
         op.key = key = place.next_key() if id is None else self._explicit_key(id)
         self.asked += 1
+        journal = self.journal
+        if journal.unordered and (entry := journal.unordered.get(key)) is not None:
+            self._give_unordered(op, entry)
+            return op
+        self.ops[key] = op
         if self.live:
-            self.ops[key] = op
             op.activate()
             return op
-        entry = self._by_key.pop(key, None)
-        if entry is not None:
-            if not self._agrees(op, entry.kind, entry.name, entry.digest, entry.arguments):
-                self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
-                return op
-        elif self._pending and key in self._pending:
-            row = self._pending.pop(key)
-            if not self._agrees(op, row.kind, row.name, row.digest, row.arguments):
+        entry = journal.by_key.pop(key, None)
+        if entry is not None and not self._fits(op, entry):
+            return op
+        if (entry is None or entry.kind == Kind.AGAIN) and key in journal.pending:
+            row = journal.pending.pop(key)
+            if not self._agrees(op, row, row.kind):
                 self._block(differences.other_call(self, op, f"{row.kind} {row.name} (begun)", "a pending operation"))
                 return op
             assert isinstance(op, StepOp)  # noqa: S101  only steps have pending rows, and the kinds agree
             op.row, op.intent, op.failures = True, row.intent, row.attempt
             op.next_at, op.error, op.progress = row.next_at, row.error, row.progress
-        self.ops[key] = op
         return op
+
+    def _give_unordered(self, op: Op, entry: Entry) -> None:
+        if entry.kind != op.kind or (entry.name and entry.name != op.name):
+            self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", "an entry that was put there"))
+            return
+        try:
+            op.restore(entry)
+        except Exception as error:  # a stored value that today's code cannot take
+            self._block(error)
+            return
+        if entry.failed:
+            mark(op.future.exception(), entry.seq)
+
+    def _fits(self, op: Op, entry: Entry) -> bool:
+        """Whether the entry is of what the code asks for; if not, the instance is blocked."""
+        if self._agrees(op, entry, Kind.STEP if entry.kind == Kind.AGAIN else entry.kind):
+            return True
+        self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
+        return False
 
     def _explicit_key(self, id: str) -> str:
         check_name(id, "id")
@@ -170,12 +198,12 @@ class Execution:
         self._explicit.add(id)
         return "=" + id
 
-    def _agrees(self, op: Op, kind: str, name: str, digest: bytes, arguments: bytes | None) -> bool:
-        if op.kind != kind or op.name != name:
+    def _agrees(self, op: Op, found: Entry | Pending, kind: str) -> bool:
+        if op.kind != kind or op.name != found.name:
             return False
-        if op.digest == digest:
+        if op.digest == found.digest or self.journal.agrees(found):
             return True
-        return arguments is not None and op.digest == op.digest_today(arguments)
+        return found.arguments is not None and op.digest == op.digest_today(found.arguments)
 
     def timer(self, handle: FlowTimer) -> None:
         """See `loop.Owner`."""
@@ -200,12 +228,10 @@ class Execution:
             self._stale = True
             op.dropped()
         else:
-            if self._dropped is None:
-                self._dropped = set()
-            self._dropped.add(op.key)
+            self.journal.dropped.add(op.key)
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
-            elif isinstance(op, WaitOp) and self._position == len(self._recorded):
+            elif isinstance(op, WaitOp) and self.journal.position == len(self.journal.entries) and not self.journal.more:
                 op.dropped()  # after the last entry: what was written then may be lost, and is the same if it is not
 
     # ------------------------------------------------------------ delivering (called by the loop when it is idle)
@@ -216,9 +242,16 @@ class Execution:
             return False
         if self.main is not None and self.main.done() and self._wind_up():
             return True
-        if self._position < len(self._recorded):
-            return self._replay()
-        if not self.live and not self._go_live():
+        if not self.live:
+            journal = self.journal
+            if journal.position < len(journal.entries):
+                return self._replay(journal)
+            if journal.more:
+                self._read_on()
+                return False
+            if not self._go_live():
+                return False
+        if self.transaction is not None and not (self.completed and self.completed[0] is self.transaction):
             return False
         if self._ahead >= AHEAD_ENTRIES or self.host.holding:
             if self.completed:
@@ -235,16 +268,17 @@ class Execution:
                 return False
         return False
 
-    def _replay(self) -> bool:
-        entry = self._recorded[self._position]
+    def _replay(self, journal: Journal) -> bool:
+        entry = journal.next()
+        if entry.kind == Kind.AGAIN and entry.key in self.ops:
+            return self._run_again(entry)
         op = None
         if entry.kind not in PUSHED:
             op = self.ops.pop(entry.key, None)
-            if op is None and (self._dropped is None or entry.key not in self._dropped):
+            if op is None and entry.key not in journal.dropped:
                 self._block(differences.unasked_entry(self, entry))
                 return False
-        self._recorded[self._position] = _GONE  # its payload is not needed twice
-        self._position += 1
+        journal.advance()
         self.seq = entry.seq + 1
         self.loop.now = max(self.loop.now, entry.at)
         try:
@@ -256,6 +290,39 @@ class Execution:
             self._block(error)
             return False
         return True
+
+    def _run_again(self, entry: Entry) -> bool:
+        """The step whose outcome was removed runs, and its new outcome stands in the old one's place."""
+        if self.again is None:
+            self.again = entry
+            self.seq = entry.seq
+            self.ops[entry.key].activate()
+        if not self.completed:
+            return False
+        try:
+            return self.completed.pop(0).record()
+        except Exception as error:
+            self._block(error)
+            return False
+
+    def _read_on(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self.host.read_on(self)
+
+    def page(self, entries: list[Entry], *, more: bool) -> None:
+        """The next page of the journal is here."""
+        self._reading = False
+        if self.stopped:
+            return
+        self.journal.turn_page(entries, more=more)
+        for entry in self.journal.entries:
+            op = self.ops.get(entry.key) if entry.kind not in PUSHED else None
+            if op is not None:
+                del self.journal.by_key[entry.key]
+                if not self._fits(op, entry):
+                    return
+        self.loop.wake()
 
     def _push(self, entry: Entry) -> None:
         if entry.kind == Kind.BEGUN:
@@ -278,14 +345,11 @@ class Execution:
 
     def _go_live(self) -> bool:
         """The journal is used up: what was asked for and is not in it begins, in the order of asking."""
-        if self._pending:
-            self._block(differences.unasked_pending(self, next(iter(self._pending.values()))))
+        if self.journal.pending:
+            self._block(differences.unasked_pending(self, next(iter(self.journal.pending.values()))))
             return False
         self.live = True
-        self._recorded = _NO_ENTRIES
-        self._position = 0
-        self._by_key = _NO_KEYS
-        self._dropped = None
+        self.journal.close()
         for key, data in self.exposed.items():
             self.write(Expose(self.uid, key, data))  # the last ones before a crash may not have been written
         asked = list(self.ops.values())
@@ -310,10 +374,21 @@ class Execution:
         del self.ops[op.key]
         op.state = DELIVERED
         loop = self.loop
-        loop.now = at = max(loop.now, op.at_least, self.host.now())
+        if self.again is None:
+            loop.now = at = max(loop.now, op.at_least, self.host.now())
+        else:  # what came after it stays where it is, and so does the time
+            loop.now = at = max(loop.now, self.again.at)
+            self.again = None
+            self.journal.advance()
         seq = self.seq
         self.seq = seq + 1
         self._ahead += 1
+        if self.seq % LONG == 0:
+            logger.warning(
+                "%r has %d entries in run %d, all of which every replay goes through: begin a new run with "
+                "perdure.continue_as_new(), or do parts of it in children",
+                self, self.seq, self.number,
+            )  # fmt: skip
         self.gate = self.host.write(
             Entry(
                 self.uid,
@@ -364,10 +439,29 @@ class Execution:
         if self.live:
             self.write(Expose(self.uid, key, data))
 
+    def patched(self, id: str) -> bool:
+        """Whether this run is new enough for the change of that id; the first answer holds for the run."""
+        journal = self.journal
+        answer = journal.patches.get(id)
+        if answer is None:
+            check_name(id, "id")
+            key = "~" + id
+            answer = key in journal.unordered
+            if not answer and not self.stopped and (self.live or journal.used_up):
+                answer = True
+                at = self.loop.now
+                entry = Entry(
+                    self.uid, self.number, journal.free_seq(), key, Kind.PATCHED, id, None, b"", False, None, 0, at, at
+                )
+                journal.add_unordered(entry)
+                self.write(entry)
+            journal.patches[id] = answer
+        return answer
+
     @property
     def replaying(self) -> bool:
         """Whether the flow's code runs over what it ran over before, as far as that is known."""
-        return self._position < len(self._recorded) or (self.had_waited and not self.live)
+        return not self.live and (self.had_waited or not self.journal.used_up)
 
     def cancel_request(self, flow: str, id: str, reason: str | None) -> Send:
         """The row that asks another instance to end."""
@@ -383,7 +477,7 @@ class Execution:
     def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> bool:
         """Whether the next operation of this place was accepted in an earlier life, by this kind and name."""
         key = f"{place.path()}{place.operations}" if id is None else "=" + id
-        found = self._by_key.get(key) or self._pending.get(key)
+        found = self.journal.by_key.get(key) or self.journal.pending.get(key)
         return not self.live and found is not None and found.kind == kind and found.name == name
 
     def arm(self, when: float, op: Op) -> None:
@@ -461,7 +555,7 @@ class Execution:
 
     def look(self) -> None:
         """The row says how the instance stands, and what waits for the disk waits at the gate."""
-        if self.stopped or self.loop.turning:
+        if self.stopped or self.loop.turning or self._reading:
             return
         if self._stale:
             self._stale = False
@@ -501,9 +595,15 @@ class Execution:
             return  # no step starts until the cancelled ones have ended; `StepOp.gone` wakes the loop, which looks again
         to_go, self.to_go = self.to_go, []
         for op in to_go:
-            if op.state == ASKED:
-                self.running[op] = None
-                self.host.start_step(op)
+            if op.state != ASKED:
+                continue
+            if isinstance(op, TransactionOp):
+                if self.transaction is not None:
+                    self.to_go.append(op)  # one after the other: each writes the next entry by itself
+                    continue
+                self.transaction = op
+            self.running[op] = None
+            self.host.start_step(op)
         if self.completed:
             self.loop.wake()
 
@@ -552,9 +652,6 @@ class Execution:
 
 
 _number = itertools.count()  # ties between timers go by the order in which they were armed
-_GONE: Final[Any] = None
-_NO_ENTRIES: Final[list[Entry]] = []
-_NO_KEYS: Final[dict[str, Entry]] = {}
 _NONE_EXPOSED: Final[dict[str, bytes]] = {}
 
 

@@ -60,7 +60,7 @@ class Mailbox:
 
     def __init__(self, run: Execution, messages: list[Message]) -> None:
         self._run = run
-        self._held: dict[bytes, Held] = {m.mid: Held(m) for m in messages}
+        self._held: dict[bytes, Held] = {m.mid: Held(m) for m in messages if m.kind != MessageKind.EVICT}
         self._named: set[bytes] | None = None  # mids that entries name: not admitted again
         self._receivers: dict[ReceiveOp, None] = {}
         self.waits: dict[str, WaitOp] = {}
@@ -75,6 +75,10 @@ class Mailbox:
     def admit(self, message: Message) -> None:
         """The message is in the inbox for good; a message known already is not admitted twice."""
         if message.mid in self._held or (self._named is not None and message.mid in self._named):
+            return
+        if message.kind == MessageKind.EVICT:
+            if message.name is not None:
+                self._run.host.hand_over(self._run, message.name)
             return
         held = self._held[message.mid] = Held(message)
         if self._run.live:

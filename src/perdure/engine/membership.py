@@ -13,12 +13,13 @@ from typing import Any, Final
 from perdure.api.flow import FlowFunction
 from perdure.api.info import shown
 from perdure.engine.committer import Committer, Outcome
+from perdure.engine.editing import Editor
 from perdure.engine.payloads import Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.scheduler import Scheduler, Settings
 from perdure.engine.timers import EngineTime, Timers
 from perdure.engine.waiters import Waiters
-from perdure.errors import InstanceNotFound, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
+from perdure.errors import CommitUnknown, InstanceNotFound, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
 from perdure.model.writes import Write
 from perdure.stores.contract import Store
 
@@ -27,6 +28,10 @@ logger = logging.getLogger("perdure")
 REAP_SECONDS: Final = 0.25
 """So often the other replicas are looked at."""
 JOIN_AGAIN_SECONDS: Final = 0.5
+RETIRE: Final = 200
+"""So many ended instances are removed at a time."""
+RETIRE_SECONDS: Final = 60.0
+"""So often it is looked for those that ended long enough ago."""
 
 
 class Membership:
@@ -53,6 +58,7 @@ class Membership:
         self._flows = flows
         self._settings = settings
         self._timers = Timers(self.now, self.real, store.system.clock)
+        self.editor = Editor(store, self.now, self._look_elsewhere)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -60,12 +66,15 @@ class Membership:
         """A member of the store that runs flows; joins again whenever the lease is lost."""
         await self._join()
         self._spawn(self._reap_always())
+        if self._settings.retention is not None:
+            self._spawn(self._retire_always(self._settings.retention))
 
     async def _join(self) -> None:
         settings = self._settings
         replica = Replica(
-            self._store, self, self.time, lease=settings.lease, stall_limit=settings.stall_limit, running=self._blocking
-        )
+            self._store, self, self.time, lease=settings.lease, stall_limit=settings.stall_limit,
+            version=settings.version, running=self._blocking,
+        )  # fmt: skip
         await replica.join()
         committer = Committer(self._store, self, self.real, replica.id, replica.epoch)
         self.replica, self.committer, self.lost_error, self.paused = replica, committer, None, None
@@ -139,7 +148,7 @@ class Membership:
         if self.scheduler is not None:
             self.scheduler.holding_changed(holding=reason is not None)
 
-    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[list[Write]]:
         """See `CommitterHost`."""
         return self.scheduler.refused(writes, error) if self.scheduler is not None else []
 
@@ -225,6 +234,32 @@ class Membership:
             logger.warning("took over the instances of %s", ", ".join(reaped.taken))
             self._look_elsewhere()
         self._name_hung([(h.pid, h.replica) for h in reaped.hung])
+
+    async def _retire_always(self, retention: float) -> None:
+        """Instances that ended longer ago than that are removed, a few at a time."""
+        pause = min(RETIRE_SECONDS, retention / 4) if retention else RETIRE_SECONDS
+        while True:
+            gone = 0
+            if self.lost_error is None and self.paused is None and self.replica is not None:
+                try:
+                    now = self.now()
+                    gone = await self._store.retire(
+                        self.replica.id, self.committer.epoch, before=now - retention, now=now, limit=RETIRE
+                    )
+                except (StoreUnavailable, CommitUnknown, LeaseLost) as error:
+                    logger.debug("nothing can be retired now: %s", error)
+                except Exception:
+                    logger.exception("retiring instances failed, tried again")
+            if gone < RETIRE:
+                await self._retire_pause(pause)
+
+    async def _retire_pause(self, pause: float) -> None:
+        rung = asyncio.Event()
+        alarm = self._timers.at(self.now() + pause, rung.set)
+        try:
+            await rung.wait()
+        finally:
+            self._timers.put_off(alarm)
 
     def _name_hung(self, found: Sequence[tuple[int, str]]) -> None:
         for pid, replica in found:

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -101,7 +101,9 @@ class Op:
         if self.future.done():
             return
         if self.failed:
-            self.future.set_exception(raisable(self.run.payloads.decode_error(self.outcome or b"")))
+            error = raisable(self.run.payloads.decode_error(self.outcome or b""))
+            mark(error, self.run.seq - 1)
+            self.future.set_exception(error)
         else:
             self.future.set_result(self.value())
 
@@ -134,6 +136,34 @@ def raisable(error: BaseException) -> BaseException:
     if isinstance(error, StopIteration | asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
         return StepFailed(type(error).__qualname__, str(error))
     return error
+
+
+def mark(error: BaseException | None, seq: int) -> None:
+    """The error remembers which entry it came from."""
+    try:
+        error._perdure_seq = seq  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        pass  # one with slots: if it escapes, a restart starts from the end
+
+
+def escaped(error: BaseException) -> int | None:
+    """The seq of the entry whose exception this is, was raised from, or holds (the first one, of a group)."""
+    found: list[int] = []
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        seq = getattr(one, "_perdure_seq", None)
+        if isinstance(seq, int):
+            found.append(seq)
+            continue
+        if isinstance(one, BaseExceptionGroup):
+            left += cast("BaseExceptionGroup[BaseException]", one).exceptions
+        left.append(one.__cause__ or (None if one.__suppress_context__ else one.__context__))
+    return min(found, default=None)
 
 
 class TimerOp(Op):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from perdure import codec
-from perdure.errors import DoesNotFit, NotEncodable, PayloadTooLarge, UnknownType
+from perdure.errors import DoesNotFit, NotEncodable, PayloadTooLarge, StepFailed, UnknownType
 
 NO_DIGEST: Final = b""
 _NONE: Final[frozenset[int | str]] = frozenset()
@@ -85,6 +87,23 @@ class Payloads:
     def decode_error(self, data: bytes) -> BaseException:
         """The exception. Raises UnknownType and DoesNotFit."""
         return codec.decode_error(self._open(data))
+
+    def show(self, data: bytes) -> Any:
+        """The value for people: as plain data where its types are not loaded here, or do not fit it."""
+        try:
+            return self.decode(data)
+        except (UnknownType, DoesNotFit):
+            try:
+                return msgspec.json.decode(self._open(data))
+            except (msgspec.DecodeError, DoesNotFit):
+                return data
+
+    def show_error(self, data: bytes) -> BaseException:
+        """The exception for people: a `StepFailed` where its type is not loaded here."""
+        try:
+            return self.decode_error(data)
+        except (UnknownType, DoesNotFit) as unfit:
+            return StepFailed(type(unfit).__name__, str(unfit))
 
     def arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str, *, limited: bool = True

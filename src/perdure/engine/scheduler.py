@@ -10,9 +10,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from perdure.api.flow import FlowFunction
 from perdure.engine import ending
@@ -27,13 +28,31 @@ from perdure.engine.stepping import StepOp
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.waiters import Waiters
-from perdure.errors import PerdureError, StoreRefused
-from perdure.model.records import Entry, Instance, Kind, Loaded, Message, State
+from perdure.engine.transacting import TransactionOp
+from perdure.errors import CommitUnknown, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
+from perdure.model.records import PUSHED, Entry, Instance, Kind, Loaded, Message, MessageKind, State
 from perdure.model.retry import Retry
-from perdure.model.writes import Answer, Create, Created, Finish, Finished, NotOwned, Release, Sent, Write
+from perdure.model.writes import (
+    Answer,
+    Continue,
+    Continued,
+    Create,
+    Created,
+    Finish,
+    Finished,
+    NotOwned,
+    Release,
+    Sent,
+    Write,
+)
 from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
+
+RETRY_SECONDS: Final = 0.2
+"""So soon a transaction is tried again when the store was away."""
+TRANSACTION_SECONDS: Final = 0.5
+"""A transaction may take so long, and at most half a lease: nobody else writes meanwhile."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,14 +64,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease: float
     stall_limit: float
     kill_hung: bool
+    drain: float
+    retention: float | None
     version: str
     default_retry: Retry | None
 
     def __post_init__(self) -> None:
         if self.lease <= 0 or self.stall_limit <= 0:
             raise ValueError("lease and stall_limit must be positive")
-        if self.max_resident < 1 or self.max_running < 1:
-            raise ValueError("max_resident and max_running must be at least 1")
+        if self.max_resident < 0 or self.max_running < 1:
+            raise ValueError("max_resident must be at least 0, and max_running at least 1")
 
 
 class Scheduler:
@@ -76,6 +97,7 @@ class Scheduler:
         self.holding = False
         self.payloads = payloads
         self.stall_limit = settings.stall_limit
+        self.transaction_limit = min(TRANSACTION_SECONDS, settings.lease / 2)
         self.resident: dict[bytes, Execution] = {}
         self.draining = False
         self.stuck: list[Any] = []
@@ -97,7 +119,8 @@ class Scheduler:
         self._ready_loops: list[FlowLoop] = []
         self._gated: list[Execution] = []
         self._parked: dict[Execution, None] = {}
-        self.suspending: dict[bytes, Release] = {}
+        self.suspending: dict[bytes, Release | Continue] = {}
+        """Frozen until this write is durable."""
         self.missed: set[bytes] = set()
         self.early: dict[bytes, list[Message]] = {}
         """Messages for instances that are this replica's and not in memory yet."""
@@ -141,7 +164,7 @@ class Scheduler:
         elif not execution.to_go:
             execution.gated = False
             execution.gate_open()
-        elif self.draining:
+        elif self.draining or execution.leaving is not None:
             execution.gated = False
             self._try_release(execution)
         elif self.replica.safe_to_start():
@@ -168,6 +191,39 @@ class Scheduler:
         """What the store knows of another instance."""
         return await self._read(op.what, op.flow, op.id, op.key_wanted)
 
+    def read_on(self, execution: Execution) -> None:
+        """See `execution.Host`."""
+        self.claims.read_on(execution)
+
+    async def transact_for(self, op: TransactionOp) -> Entry:
+        """The entry of the transaction, which is on disk with all that its work wrote.
+
+        Raises what the work raises; LeaseLost if this replica may write no more.
+        """
+        work = op.body()
+        while True:
+            epoch = self._committer.epoch
+            try:
+                return await self._store.transact(self.replica.id, epoch, work, limit=self.transaction_limit)
+            except CommitUnknown:
+                found, _ = await self._written(op)
+                if found:
+                    return found[0]
+            except LeaseLost as error:
+                if epoch == self._committer.epoch:
+                    self._committer.lost(error)
+                    raise
+            except StoreUnavailable as error:
+                logger.warning("%r: a transaction waits for the store: %s", op.run, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _written(self, op: TransactionOp) -> tuple[list[Entry], bool]:
+        while True:
+            try:
+                return await self._store.entries(op.run.uid, op.run.number, op.run.seq - 1)
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+
     def default_retry(self) -> Retry | None:
         """The engine's rule for steps that do not say."""
         return self.settings.default_retry
@@ -185,13 +241,13 @@ class Scheduler:
     ) -> Create:
         """The write that creates an instance: owned by this replica while there is room and the flow is known here."""
         now = self.now()
-        version = self.version_of(flow)
         owned = flow in self.flows and len(self.resident) < self.settings.max_running and not self.draining
+        version = self.version_of(flow) if owned else ""
         begun = self.begun(uid, 0, flow, version, now) if owned else None
         return Create(uid, flow, id, arguments, digest, parent, owned, None if owned else now, version, now, begun)
 
     def version_of(self, flow: str) -> str:
-        """The identity of the flow's code, as far as it was given."""
+        """The identity of the code that runs the flow here."""
         function = self.flows.get(flow)
         return (function.version if function is not None else None) or self.settings.version
 
@@ -205,14 +261,16 @@ class Scheduler:
         parked[execution] = None
         execution.parked_at = self.now()
         self.claims.made_room()
-        if self.draining:
+        if self.draining or execution.leaving is not None:
             self._try_release(execution)
         elif len(self.resident) > self.settings.max_resident and not self._unloading:
             self._unloading = True
             self.real.call_soon(self._unload_longest_waiting)
 
-    def finished(self, execution: Execution, finish: Finish) -> None:
-        """The execution has ended; others learn of it when that is durable."""
+    def finished(self, execution: Execution, finish: Finish | Continue) -> None:
+        """The run has ended; others learn of it when that is durable, and the next run begins then."""
+        if isinstance(finish, Continue):
+            self.suspending[execution.uid] = finish
         self._committer.write(finish)
 
     def blocked(self, execution: Execution, error: BaseException) -> None:
@@ -225,7 +283,10 @@ class Scheduler:
         self.blocked_count += 1
         execution.stopped = True
         reason = f"{type(error).__name__}: {error}"
-        release = Release(uid, State.BLOCKED, None, (), reason, self.version_of(execution.instance.flow))
+        version = self.version_of(execution.instance.flow)
+        release = Release(
+            uid, State.BLOCKED, None, (), reason, version, self._store.system.process, execution.leaving
+        )
         self.suspending[uid] = release
         self._steps.cut_off(execution)
         self._committer.write(release)
@@ -243,7 +304,7 @@ class Scheduler:
             if answer is not None:
                 self._answered(write, answer)
             elif kind is Release:
-                self._dropped(write.uid, write)  # type: ignore[union-attr]
+                self._dropped(write.uid, write)  # type: ignore[union-attr, arg-type]
         self._open_gates()
 
     def _answered(self, write: Write, answer: Answer) -> None:
@@ -259,8 +320,36 @@ class Scheduler:
             for sent in answer.sent:
                 self._route(sent)
             self._ended(write)
+        elif isinstance(answer, Continued):
+            assert isinstance(write, Continue)  # noqa: S101
+            for sent in answer.sent:
+                self._route(sent)
+            self._next_run(write, answer)
         elif isinstance(answer, NotOwned):
             self.evict(answer.uid, "the store says that another owns it")
+
+    def _next_run(self, write: Continue, answer: Continued) -> None:
+        uid = write.uid
+        old = self.resident.get(uid)
+        if old is None:
+            return
+        before, parent, to = old.instance, old.parent, old.leaving
+        self.suspending.pop(uid, None)
+        self._forget(uid)
+        if self.draining or to is not None:
+            self._committer.write(Release(uid, State.SCHEDULED, self.now(), to=to))
+            return
+        row = replace(
+            before, run=write.run, arguments=write.arguments, first=before.first or before.arguments, edited_seq=-1,
+            failed_seq=None, version=write.version,
+        )  # fmt: skip
+        execution = self.spawn(Loaded(row, [write.begun], [], list(answer.inbox)), self.flows[row.flow], parent)
+        if uid in self.missed:
+            self.missed.discard(uid)
+            self.claims.read_again(uid)
+        for message in answer.inbox:
+            if message.kind == MessageKind.EVICT:  # the row that would have told of it went with the old run
+                execution.mailbox.admit(message)
 
     def _spawn_new(self, write: Create, answer: Created) -> None:
         if write.uid in self.resident:
@@ -275,7 +364,8 @@ class Scheduler:
             return
         parent = self.resident.get(write.parent) if write.parent is not None else None
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
-        self.spawn(Loaded(instance, [write.begun], [], list(answer.inbox)), self.flows[write.flow], name)
+        entries = [*sorted(write.initial, key=lambda e: e.seq), write.begun] if write.initial else [write.begun]
+        self.spawn(Loaded(instance, entries, [], list(answer.inbox)), self.flows[write.flow], name)
 
     def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None) -> Execution:
         """The instance is resident and runs, from the next turn on."""
@@ -293,16 +383,50 @@ class Scheduler:
         if sent.uid is None or not sent.new:
             return
         execution = self.resident.get(sent.uid)
-        if execution is not None and sent.uid not in self.suspending:
-            execution.mailbox.admit(sent.message)
-        elif sent.uid in self.suspending:
+        if sent.uid in self.suspending and not self._withdrawn(sent.uid):
             self.missed.add(sent.uid)
+        elif execution is not None:
+            execution.mailbox.admit(sent.message)
         elif sent.owner is None:
             self.claims.notice()
         elif (
             sent.owner == self.replica.id
         ):  # created by the same batch, or claimed and being loaded: `spawn` is to come
             self.early.setdefault(sent.uid, []).append(sent.message)
+
+    def _withdrawn(self, uid: bytes) -> bool:
+        """Whether the instance, which waited and was to leave memory, stays: its release is in no batch yet."""
+        release = self.suspending[uid]
+        execution = self.resident.get(uid)
+        if (
+            execution is None
+            or self.draining
+            or execution.leaving is not None
+            or not isinstance(release, Release)
+            or release.state is not State.SUSPENDED
+            or not self._committer.withdraw(release)
+        ):
+            return False
+        del self.suspending[uid]
+        execution.stopped = False
+        self._parked[execution] = None
+        return True
+
+    def hand_over(self, execution: Execution, to: str) -> None:
+        """The instance is given to that replica, to be edited there: as drain, for this one alone."""
+        if execution.leaving is not None:
+            return
+        execution.leaving = to
+        self._try_release(execution)
+        if execution.uid in self.suspending:
+            return
+
+        def cut() -> None:
+            if self.resident.get(execution.uid) is execution:
+                self._steps.cut_off(execution)
+                self._try_release(execution, anyway=True)
+
+        self.real.call_later(self.settings.drain, cut)
 
     def _ended(self, finish: Finish) -> None:
         self._waiters.tell(finish.uid, finish.state, finish.outcome)
@@ -355,30 +479,33 @@ class Scheduler:
         if not holding:
             self._open_gates()
 
-    def refused(self, writes: list[Write], error: StoreRefused) -> list[Write]:
-        """The store will never take these writes of one instance: it is blocked with the reason."""
+    def refused(self, writes: list[Write], error: StoreRefused) -> list[list[Write]]:
+        """The store will never take these writes of one instance: that operation has failed, by this error, and the
+        instance goes on from there. What was no operation's, and no end of the flow, sets it aside.
+        """
         uid = whose(writes[0])
         execution = self.resident.get(uid) if isinstance(uid, bytes) else None
         if execution is None:
             return []
         execution.stopped = True
-        logger.error("%r is blocked: the store refuses its data: %s", execution, error)
+        logger.error("%r: the store refuses its data: %s", execution, error)
         self._steps.cut_off(execution)
-        self.blocked_count += 1
         self._committer.discard(execution.uid)
         self.suspending.pop(execution.uid, None)
         self.real.call_soon(self._forget, execution.uid)
         self.real.call_soon(self._waiters.look)
-        return [
-            Release(
-                execution.uid,
-                State.BLOCKED,
-                None,
-                (),
-                f"StoreRefused: {error}",
-                self.version_of(execution.instance.flow),
-            )
-        ]
+        reason = self.payloads.encode_error(StoreRefused(str(error)), execution.flow.name)
+        version, process = self.version_of(execution.instance.flow), self._store.system.process
+        aside = Release(
+            execution.uid, State.BLOCKED, None, (), f"StoreRefused: {error}", version, process, execution.leaving
+        )
+        for write in writes:
+            if isinstance(write, Entry) and write.kind not in PUSHED:
+                failed = replace(write, arguments=None, failed=True, outcome=reason)
+                return [[failed, Release(execution.uid, State.SCHEDULED, self.now())], [aside]]
+            if isinstance(write, Finish):
+                return [[replace(write, state=State.FAILED, outcome=reason)], [aside]]
+        return [[aside]]
 
     # ------------------------------------------------------------ unloading
 
@@ -399,7 +526,8 @@ class Scheduler:
         if execution.due_at is not None and execution.due_at <= self.now():
             return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
         execution.stopped = True
-        release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken())
+        version = self.version_of(execution.instance.flow)
+        release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken(), version=version)
         self.suspending[uid] = release
         self._parked.pop(execution, None)
         self._committer.write(release)
@@ -468,7 +596,10 @@ class Scheduler:
         waiting = execution.waiting and not execution.completed
         state = State.SUSPENDED if waiting else State.SCHEDULED
         seen = execution.mailbox.untaken() if waiting else ()
-        release = Release(uid, state, execution.due_at if waiting else self.now(), seen)
+        version = self.version_of(execution.instance.flow)
+        release = Release(
+            uid, state, execution.due_at if waiting else self.now(), seen, version=version, to=execution.leaving
+        )
         self.suspending[uid] = release
         self._committer.write(release)
 

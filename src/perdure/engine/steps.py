@@ -20,7 +20,9 @@ from perdure.api.current import Current
 from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, ReadOp
 from perdure.engine.stepping import StepOp
-from perdure.errors import DoesNotFit, StepFailed, StoreUnavailable
+from perdure.engine.transacting import TransactionOp
+from perdure.errors import DoesNotFit, LeaseLost, StepFailed, StoreUnavailable
+from perdure.model.records import Entry
 from perdure.threads import Threads
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class StepHost(Protocol):
     def now(self) -> float: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> Callable[[], None]: ...
     async def read_for(self, op: ReadOp) -> Any: ...
+    async def transact_for(self, op: TransactionOp) -> Entry: ...
 
 
 class Attempt(Current):
@@ -121,11 +124,11 @@ class StepRunner:
         self.running: set[Attempt] = set()
         self._reads: set[asyncio.Task[None]] = set()
 
-    def start(self, op: StepOp | ReadOp) -> None:
+    def start(self, op: StepOp | ReadOp | TransactionOp) -> None:
         """An attempt begins in the next turn of the real loop; called in a plain callback of that."""
         real = self._host.real
-        if isinstance(op, ReadOp):
-            task = asyncio.Task(self._read(op), loop=real)
+        if not isinstance(op, StepOp):
+            task = asyncio.Task(self._read(op) if isinstance(op, ReadOp) else self._transact(op), loop=real)
             self._reads.add(task)
             task.add_done_callback(self._reads.discard)
             return
@@ -265,6 +268,22 @@ class StepRunner:
             run.complete(op)
         elif not run.stopped:
             run.loop.wake()  # something may wait for the end of what was cancelled
+
+    async def _transact(self, op: TransactionOp) -> None:
+        try:
+            entry = await self._host.transact_for(op)
+        except asyncio.CancelledError:
+            op.run.running.pop(op, None)
+            raise
+        except LeaseLost:
+            op.run.running.pop(op, None)  # everything here is dropped
+        except Exception as error:
+            try:
+                op.raised(error)
+            except Exception as unfit:
+                op.run.broken(unfit)
+        else:
+            op.committed(entry)
 
     async def _read_at_last(self, op: ReadOp) -> Any:
         """A store that is away is no answer: it is asked again, as long as anybody wants to know."""

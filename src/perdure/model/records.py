@@ -42,6 +42,10 @@ class Kind:
     CANCEL_OTHER: Final = "cancel-other"
     READ: Final = "read"
     CANCEL: Final = "cancel"
+    TRANSACTION: Final = "transaction"
+    PATCHED: Final = "patched"
+    AGAIN: Final = "again"
+    """A step whose outcome was removed: it runs again when its seq is due, and nothing else is delivered meanwhile."""
 
 
 PUSHED: Final = frozenset({Kind.BEGUN, Kind.ARRIVAL, Kind.CANCEL})
@@ -49,7 +53,11 @@ PUSHED: Final = frozenset({Kind.BEGUN, Kind.ARRIVAL, Kind.CANCEL})
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One recorded fact of one run, at its place `seq` in the order of delivery."""
+    """One recorded fact of one run, at its place `seq` in the order of delivery.
+
+    A negative seq is *unordered*: the entry comes when its operation is asked for. With an empty `name` it answers any
+    step of its key.
+    """
 
     uid: bytes
     run: int
@@ -101,6 +109,8 @@ class MessageKind:
     ANSWER: Final = "answer"
     """The outcome of another instance, for the wait named by `key` of `run`."""
     CANCEL: Final = "cancel"
+    EVICT: Final = "evict"
+    """The owner is asked to hand the instance over to the replica `name`; dropped if nobody owns it."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -143,9 +153,17 @@ class Instance(msgspec.Struct, frozen=True, gc=False):
     reason: str | None
     """Of a blocked instance: why, in words."""
     version: str
-    """The code identity that last ran it."""
+    """The code identity that last ran it; empty: none has."""
     created_at: float
     ended_at: float | None
+    first: bytes | None = None
+    """The arguments of its first start, if `arguments` are others now; `digest` is always theirs."""
+    edit: bytes | None = None
+    """The id of the last edit from a control panel."""
+    edited_seq: int = -1
+    """Entries up to this seq are checked by kind and name only: they were there when it was last edited."""
+    failed_seq: int | None = None
+    """Of a failed instance: the seq of the entry whose exception escaped, if one did."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -153,5 +171,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
     instance: Instance
     entries: list[Entry]
+    """Of the current run, by seq: unordered ones first. A long journal's first page only, if `more`."""
     pending: list[Pending]
     inbox: list[Message]
+    more: bool = False
+    """Whether the journal goes on after these entries; see `Store.entries`."""

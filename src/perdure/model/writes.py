@@ -2,20 +2,23 @@
 
 A store folds a batch and executes it in this order, whatever the order of the writes in it, so that what one instance
 does to another sees the other's final state and nobody misses a wake-up:
-creates → entries → pending → takes → exposes → images (`Update`, `Release`, `Finish`; the last per instance wins)
-→ watches → answers and cancel requests that follow from a finish → sends. Rows within a step are sorted by key.
-Every write may be repeated: a batch sent again after a lost answer changes nothing more.
+creates → entries → pending → takes → exposes → images (`Update`, `Release`, `Finish`, `Continue`; the last per instance
+wins) → watches → answers and cancel requests that follow from a finish → sends. Rows within a step are sorted by key.
+Every write may be repeated: a batch sent again after a lost answer changes nothing more. An entry is inserted if its
+(uid, run, seq) is free or holds an entry of kind "again".
+
+An `Edit` is no part of a batch: it is a transaction of its own, by somebody who does not run the instance.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from perdure.model.records import Entry, Message, Pending, State
+from perdure.model.records import Entry, Instance, Message, Pending, State
 
 
 class Create(msgspec.Struct, frozen=True, gc=False):
-    """A new instance, unless (flow, id) exists. Answered by `Created` or `Existing`."""
+    """A new instance, unless (flow, id) exists or has left a tombstone. Answered by `Created` or `Existing`."""
 
     uid: bytes
     flow: str
@@ -30,6 +33,10 @@ class Create(msgspec.Struct, frozen=True, gc=False):
     at: float
     begun: Entry | None
     """Entry 0, written only if the instance is created; given iff owned."""
+    initial: tuple[Entry, ...] = ()
+    """Unordered entries, written only if the instance is created."""
+    inbox: tuple[Message, ...] = ()
+    """Messages that are in its inbox from the start, before all others; only if it is created."""
 
 
 class PendingPut(msgspec.Struct, frozen=True, gc=False):
@@ -51,8 +58,9 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
     If the instance is not owned by the batch's replica, and neither ended nor unknown, a wake-up row is written too.
     A message (not an answer or cancel request) for an unknown (flow, id) waits and is adopted by its creation;
-    a message with a key seen before in this run is dropped. A cancel request for an ended or unknown instance is
-    dropped.
+    a message with a key seen before in this life is dropped. A cancel request for an ended or unknown instance is
+    dropped, and so are an answer for another run than the instance's, an evict request for an instance that nobody
+    owns, and a message for a (flow, id) that has left a tombstone or was deleted after the message was sent.
     """
 
     flow: str
@@ -123,6 +131,11 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     seen: tuple[bytes, ...] = ()
     reason: str | None = None
     version: str = ""
+    """The code identity that ran it (or, blocked, could not); empty: as it is."""
+    process: str = ""
+    """Of a blocked one: the process that tried. Kept with version and journal length; tries at other lengths go."""
+    to: str | None = None
+    """The replica that owns it now, if that is alive; it is edited there and not run."""
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
@@ -136,9 +149,95 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     at: float
     children: bool
     """Whether it may have attached children (spares a look)."""
+    failed_seq: int | None = None
+    """See `Instance`."""
 
 
-Write = Create | Entry | PendingPut | PendingDrop | Send | Take | Watch | Unwatch | Expose | Update | Release | Finish
+class Continue(msgspec.Struct, frozen=True, gc=False):
+    """The instance begins its next run, owned and running as before. Answered by `Continued`.
+
+    Entries, pending operations, watches and untaken answers of the old run are gone; other untaken messages move on,
+    keys of messages stay known. Unfinished attached children are asked to cancel. The row keeps the first run's
+    arguments in `first` and its digest.
+    """
+
+    uid: bytes
+    run: int
+    """The new run: one more than the last."""
+    arguments: bytes
+    version: str
+    begun: Entry
+    children: bool
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """One guarded change of one instance: `row` (None: deleted) instead of what stands now, and rows that belong to it.
+
+    It is made only if the instance is nobody's or the editor's own, and still in the run, state and journal length that
+    were read, ended when it had, and not edited since. Then it is nobody's.
+
+    A row that ends it does what a finish does: watchers are answered, unfinished attached children asked to cancel. A
+    deletion does so too, with "not-found" as answer. Attempts of code that could not run it are forgotten. Messages of
+    a deleted instance, its entries and all else are gone; what was sent before is not delivered to a new life.
+    """
+
+    id: bytes
+    """16 bytes made by the editor; the row's `edit` afterwards: the same edit again is answered as done."""
+    uid: bytes
+    run: int
+    state: State
+    length: int
+    """Highest seq + 1 of the run's entries, as read; 0: none."""
+    ended_at: float | None
+    last: bytes | None
+    """The row's `edit`, as read."""
+    row: Instance | None
+    at: float
+    put: tuple[Entry, ...] = ()
+    """Entries inserted, or replaced by (run, seq)."""
+    drop: tuple[int, ...] = ()
+    """The seqs of entries that are gone."""
+    forget: tuple[str, ...] = ()
+    """The keys of pending operations that are gone."""
+    messages: tuple[Message, ...] = ()
+    """Rows of the inbox, neither taken nor seen now: replaced in place by mid, or added at the end."""
+    unsend: tuple[bytes, ...] = ()
+    """Mids of rows of the inbox that are gone, as if never sent."""
+    open: tuple[bytes, ...] = ()
+    """Mids that must be untaken still; else the edit is outdated."""
+
+
+class Edited(msgspec.Struct, frozen=True, gc=False):
+    """The edit is on disk, now or since it was sent before; what it wrote into other inboxes."""
+
+    sent: tuple[Sent, ...] = ()
+
+
+class OwnedBy(msgspec.Struct, frozen=True, gc=False):
+    """The edit was not made: this replica owns the instance."""
+
+    replica: str
+
+
+class Outdated(msgspec.Struct, frozen=True, gc=False):
+    """The edit was not made: the instance is not as it was read, or is gone."""
+
+
+Write = (
+    Create
+    | Entry
+    | PendingPut
+    | PendingDrop
+    | Send
+    | Take
+    | Watch
+    | Unwatch
+    | Expose
+    | Update
+    | Release
+    | Finish
+    | Continue
+)
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -160,7 +259,10 @@ class Created(msgspec.Struct, frozen=True, gc=False):
 
 
 class Existing(msgspec.Struct, frozen=True, gc=False):
-    """(flow, id) existed: whose life it is, and what it was started with."""
+    """(flow, id) existed: whose life it is, and what it was first started with.
+
+    Of a tombstone: an empty uid and empty arguments, with the digest and state of the life that is gone.
+    """
 
     uid: bytes
     state: State
@@ -183,6 +285,13 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     sent: tuple[Sent, ...]
 
 
+class Continued(msgspec.Struct, frozen=True, gc=False):
+    """The next run is there; `inbox` are its untaken messages, in order, `sent` what was written into other inboxes."""
+
+    inbox: tuple[Message, ...]
+    sent: tuple[Sent, ...]
+
+
 class NotOwned(msgspec.Struct, frozen=True, gc=False):
     """An image did not match: the batch's replica does not own that instance (any more); the rest of the batch
     stands.
@@ -191,4 +300,4 @@ class NotOwned(msgspec.Struct, frozen=True, gc=False):
     uid: bytes
 
 
-Answer = Created | Existing | Sent | Finished | NotOwned | None
+Answer = Created | Existing | Sent | Finished | Continued | NotOwned | None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from perdure.model.records import Instance, Loaded, Message, State
-from perdure.model.writes import Answer, Batch
+from perdure.model.records import Entry, Instance, Loaded, Message, State
+from perdure.model.tx import Tx
+from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
 from perdure.system import System
+
+BUDGET: Final = 8 * 1024 * 1024
+"""Bytes of arguments and outcomes that one reading of journals brings into memory, or little more."""
 
 
 def answer_mid(asker: bytes, run: int, key: str) -> bytes:
@@ -47,6 +51,8 @@ class Store(Protocol):
     """
 
     system: System
+    transactions: bool
+    """Whether `transact` works here."""
 
     async def open(self) -> None:
         """The schema is there and readable; refuses what is not ours, newer, read-only or damaged (`NotOurs`,
@@ -60,8 +66,10 @@ class Store(Protocol):
 
     # -- membership
 
-    async def join(self, replica: str, lease: float) -> int:
-        """A fence row (alive) and a lease of `lease` seconds exist for the replica; gives its epoch."""
+    async def join(self, replica: str, lease: float, version: str = "") -> int:
+        """A fence row (alive, with the code identity that the replica runs) and a lease of `lease` seconds exist for
+        the replica; gives its epoch.
+        """
         ...
 
     def renew(self, replica: str, lease: float) -> float:
@@ -90,9 +98,9 @@ class Store(Protocol):
 
         Their fence is set dead first (after which no batch of theirs commits), then their instances are freed in
         chunks of
-        `limit`: waiting ones become suspended (with a wake-up row if a message is there that is neither taken nor
-        seen), the
-        others scheduled, due now; then their rows are deleted. Any replica can finish what another began.
+        `limit`: running ones that do not wait become scheduled, due now, all others stay in their state (waiting ones
+        with a wake-up row if a message is there that is neither taken nor seen); then their rows are deleted. Any
+        replica can finish what another began.
         """
         ...
 
@@ -108,8 +116,48 @@ class Store(Protocol):
         """
         ...
 
+    async def edit(self, replica: str | None, epoch: int, edit: Edit) -> Edited | OwnedBy | Outdated:
+        """The edit is on disk, whole, or nothing of it, and the answer says why. With a replica its fence is proved.
+
+        Raises:
+            LeaseLost: the fence does not hold; nothing was written.
+            StoreRefused: the database will never take some of this data; nothing was written.
+            CommitUnknown: it may have been written; make the same edit again.
+        """
+        ...
+
+    async def retire(self, replica: str, epoch: int, *, before: float, now: float, limit: int) -> int:
+        """Up to `limit` instances that ended before this time are gone, as if deleted, each leaving a tombstone.
+
+        Not those that somebody owns, or whose parent is there and has not ended. Gives how many went.
+        """
+        ...
+
+    async def transact(
+        self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
+    ) -> Entry:
+        """`work` ran in one transaction that proved the fence, and the entry that it gave is written in that too.
+
+        What the work raises is raised here, and nothing was written. It may run for `limit` seconds and may not touch
+        the store's own tables. A store without transactions (`transactions` is False) raises NotSupported.
+
+        Raises:
+            TimeoutError: it took longer; nothing was written.
+            LeaseLost: the fence does not hold; nothing was written.
+            CommitUnknown: it may have been written: raise the epoch, then look for the entry.
+        """
+        ...
+
     async def claim(
-        self, replica: str, epoch: int, *, flows: Sequence[str], now: float, limit: int, thorough: bool = False
+        self,
+        replica: str,
+        epoch: int,
+        *,
+        flows: Sequence[str],
+        now: float,
+        limit: int,
+        thorough: bool = False,
+        version: str = "",
     ) -> tuple[list[Instance], float | None]:
         """Up to `limit` instances that nobody owns and that can go on are the replica's and `running`, longest due
         first.
@@ -120,6 +168,21 @@ class Store(Protocol):
         untaken cancel request and a wake-up row. Their wake-up rows are gone. The rows are given as they were before
         the claim (state,
         waiting, due_at). Also gives the time when the next one is due (None: none by itself).
+
+        Instances that another code identity ran last (a `version` neither empty nor the one given) are left to it while
+        a live replica has it, cancel requests aside.
+        """
+        ...
+
+    async def claim_blocked(
+        self, replica: str, epoch: int, *, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+    ) -> tuple[list[Instance], bytes]:
+        """Blocked instances of these flows, with a uid above `after`, that this code may still try, are the replica's
+        and `running`.
+
+        An identity tries an instance once, and once more in another process: those are claimed of which no try by
+        `version` is known, or exactly one, of another process. At most `limit` blocked instances are looked at, in the
+        order of their uid; gives the rows as they were before, and the last uid looked at (empty: there are no more).
         """
         ...
 
@@ -129,10 +192,17 @@ class Store(Protocol):
 
     # -- reading
 
-    async def load(self, uids: Sequence[bytes]) -> list[Loaded]:
-        """The instances with journal (by seq), pending operations and untaken messages (oldest first); missing ones
-        left out.
+    async def load(self, uids: Sequence[bytes], *, budget: int = BUDGET) -> list[Loaded]:
+        """The instances with the journal of their run (by seq), pending operations and untaken messages (oldest first),
+        in the order given; missing ones left out.
+
+        When the entries read have `budget` bytes of arguments and outcomes, the journal that is being read is cut
+        there (`more`), and the instances after it are left out too: ask again for those.
         """
+        ...
+
+    async def entries(self, uid: bytes, run: int, after: int, *, budget: int = BUDGET) -> tuple[list[Entry], bool]:
+        """The entries of the run with a seq above `after`, by seq, and whether there are more: cut as in `load`."""
         ...
 
     async def inbox(self, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:

@@ -6,6 +6,7 @@ from operator import attrgetter, itemgetter
 
 from perdure.model.records import Entry
 from perdure.model.writes import (
+    Continue,
     Create,
     Expose,
     Finish,
@@ -20,7 +21,7 @@ from perdure.model.writes import (
     Write,
 )
 
-Image = Update | Release | Finish
+Image = Update | Release | Finish | Continue
 
 _ENTRY_KEY = attrgetter("uid", "run", "seq")
 
@@ -66,7 +67,7 @@ class Folded:
             kind = type(write)
             if kind is Entry:
                 continue
-            if kind is Finish or kind is Update or kind is Release:
+            if kind is Finish or kind is Update or kind is Release or kind is Continue:
                 images[write.uid] = (number, write)  # type: ignore[union-attr]
             elif kind is Create:
                 self.creates.append((number, write))  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ import msgspec
 
 from perdure.stores.sqlite.bulk import keyed, update
 from perdure.stores.sqlite.rows import INSTANCE, to_instance
-from perdure.stores.sqlite.writing import fenced, freed
+from perdure.stores.sqlite.sending import freed
+from perdure.stores.sqlite.writing import fenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,26 +19,46 @@ if TYPE_CHECKING:
 
 _I: Final = ",".join(f"i.{column}" for column in INSTANCE.split(","))
 
-DUE: Final = (
+_ASKED_TO_CANCEL: Final = "exists (select 1 from inbox m where m.uid = i.uid and m.open > 0 and m.kind = 'cancel')"
+# What other code ran last is left to it while a live replica has that code; the versions come as a JSON list.
+_PIN: Final = " and i.version not in (select value from json_each(?))"
+OTHERS: Final = (
+    "select json_group_array(distinct version) from fence where alive and replica <> ? and version not in ('', ?)"
+)
+
+_DUE: Final = (
     f"select i.due_at, {_I} from instance i where i.owner is null and i.due_at is not null and i.flow = ?"
-    " and i.due_at <= ? order by i.due_at limit ?"
+    " and i.due_at <= ?{pin} order by i.due_at limit ?"
 )
-WOKEN: Final = (
+DUE: Final = _DUE.format(pin="")
+DUE_PINNED: Final = _DUE.format(pin=_PIN)
+_WOKEN: Final = (
     f"select w.at, {_I} from wakeup w cross join instance i on i.uid = w.uid where w.owner = '' and w.flow = ?"
-    " and i.owner is null and i.state = 'suspended' order by w.at limit ?"
+    " and i.owner is null and i.state = 'suspended'{pin} order by w.at limit ?"
 )
+WOKEN: Final = _WOKEN.format(pin="")
+WOKEN_PINNED: Final = _WOKEN.format(pin=f" and ({_PIN.removeprefix(' and ')} or {_ASKED_TO_CANCEL})")
 CANCELLED: Final = (
     f"select w.at, {_I} from wakeup w cross join instance i on i.uid = w.uid where w.owner = '' and w.cancel"
-    " and i.owner is null and exists (select 1 from inbox m where m.uid = i.uid and m.open > 0 and m.kind = 'cancel')"
-    " order by w.at limit ?"
+    f" and i.owner is null and {_ASKED_TO_CANCEL} order by w.at limit ?"
 )
 # The safety poll: a walk over the messages that nobody has looked at yet, which is short in health.
-OVERLOOKED: Final = (
+_OVERLOOKED: Final = (
     f"select min(m.sent_at), {_I} from inbox m cross join instance i on i.uid = m.uid where m.open = 1"
-    " and i.owner is null and i.state = 'suspended' and i.flow = ? group by m.uid order by 1 limit ?"
+    " and i.owner is null and i.state = 'suspended' and i.flow = ?{pin} group by m.uid order by 1 limit ?"
 )
-NEXT_DUE: Final = (
-    "select due_at from instance where owner is null and due_at is not null and flow = ? order by due_at limit 1"
+OVERLOOKED: Final = _OVERLOOKED.format(pin="")
+OVERLOOKED_PINNED: Final = _OVERLOOKED.format(pin=_PIN)
+_NEXT_DUE: Final = (
+    "select due_at from instance i where owner is null and due_at is not null and flow = ?{pin} order by due_at limit 1"
+)
+NEXT_DUE: Final = _NEXT_DUE.format(pin="")
+NEXT_DUE_PINNED: Final = _NEXT_DUE.format(pin=_PIN)
+# `t` are the tries of this code: none, or one in another process.
+BLOCKED: Final = (
+    f"select (select count(*) = 0 or (count(*) = 1 and max(t.process) <> ?) from tried t where t.uid = i.uid"
+    f" and t.version = ?), {_I} from instance i where i.state = 'blocked' and i.owner is null and i.uid > ?"
+    " and i.flow in (select value from json_each(?)) order by i.uid limit ?"
 )
 CLAIM: Final = update(
     "update instance set state = 'running', owner = v.column4, waiting = 0, due_at = null from {v}"
@@ -55,14 +76,18 @@ CALLED: Final = keyed("delete from wakeup where uid in ({rows}) and +owner = ?")
 
 OWNED: Final = "select json_group_array(hex(uid)) from (select uid from instance where owner = ? limit ?)"
 FREE: Final = keyed(
-    "update instance set owner = null, state = iif(waiting, 'suspended', 'scheduled'),"
-    " due_at = iif(waiting, due_at, ?) where uid in ({rows})"
+    "update instance set owner = null, state = iif(state = 'running' and not waiting, 'scheduled', state),"
+    " due_at = iif(state = 'running' and not waiting, ?, due_at) where uid in ({rows})"
 )
 
 
-def join(db: Database, replica: str) -> tuple[int, int]:
+def join(db: Database, replica: str, version: str) -> tuple[int, int]:
     """A fence row exists for the replica; gives its epoch, and whether it is alive."""
-    db.execute("insert into fence(replica, epoch, alive) values (?, 1, 1) on conflict do nothing", (replica,))
+    text = (
+        "insert into fence(replica, epoch, alive, version) values (?, 1, 1, ?)"
+        " on conflict do update set version = excluded.version"
+    )
+    db.execute(text, (replica, version))
     return db.execute("select epoch, alive from fence where replica = ?", (replica,)).get
 
 
@@ -72,16 +97,23 @@ def raise_epoch(db: Database, replica: str, epoch: int) -> int | None:
     return db.execute("select epoch from fence where replica = ? and alive", (replica,)).get
 
 
+def others(db: Database, replica: str, version: str) -> str | None:
+    """The versions of code that other live replicas have and this one has not, as a JSON list; None: none."""
+    found: str = db.execute(OTHERS, (replica, version)).get
+    return None if found == "[]" else found
+
+
 def candidates(
-    db: Database, flows: Iterable[str], now: float, limit: int, thorough: bool
+    db: Database, flows: Iterable[str], now: float, limit: int, thorough: bool, pinned: str | None
 ) -> list[Instance]:  # fmt: skip
-    """What could be claimed, longest due first."""
+    """What could be claimed, longest due first; not what ran with the versions given, unless it is cancelled."""
     found: list[tuple[float, Instance]] = []
+    pin: Row = () if pinned is None else (pinned,)
     for flow in flows:
-        found += _rows(db, DUE, (flow, now, limit))
-        found += _rows(db, WOKEN, (flow, limit))
+        found += _rows(db, DUE_PINNED if pin else DUE, (flow, now, *pin, limit))
+        found += _rows(db, WOKEN_PINNED if pin else WOKEN, (flow, *pin, limit))
         if thorough:
-            found += _rows(db, OVERLOOKED, (flow, limit))
+            found += _rows(db, OVERLOOKED_PINNED if pin else OVERLOOKED, (flow, *pin, limit))
     found += _rows(db, CANCELLED, (limit,))
     found.sort(key=_since)
     once: dict[bytes, Instance] = {}
@@ -98,12 +130,25 @@ def _since(item: tuple[float, Instance]) -> tuple[float, bytes]:
     return item[0], item[1].uid
 
 
-def next_due(db: Database, flows: Iterable[str]) -> float | None:
+def next_due(db: Database, flows: Iterable[str], pinned: str | None) -> float | None:
     """When the next instance wants to go on by itself."""
+    pin: Row = () if pinned is None else (pinned,)
     found: list[float] = []
     for flow in flows:
-        found += (row[0] for row in db.execute(NEXT_DUE, (flow,)))
+        found += (row[0] for row in db.execute(NEXT_DUE_PINNED if pin else NEXT_DUE, (flow, *pin)))
     return min(found, default=None)
+
+
+def blocked(
+    db: Database, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+) -> tuple[list[Instance], bytes]:  # fmt: skip
+    """Of the next `limit` blocked instances those that this code may try, and the last uid looked at."""
+    if limit <= 0:
+        return [], after
+    names = msgspec.json.encode(list(flows)).decode()
+    found = db.execute(BLOCKED, (process, version, after, names, limit + 1)).fetchall()
+    rows = [to_instance(row[1:]) for row in found[:limit] if row[0]]
+    return rows, found[limit - 1][1] if len(found) > limit else b""
 
 
 def claim(db: Database, replica: str, epoch: int, rows: Sequence[Instance]) -> list[Instance]:
@@ -116,6 +161,14 @@ def claim(db: Database, replica: str, epoch: int, rows: Sequence[Instance]) -> l
         rows = [r for r in rows if r.uid.hex().upper() in mine]
     AWAKE.run(db, [(r.uid,) for r in rows])
     return list(rows)
+
+
+def claim_blocked(
+    db: Database, replica: str, epoch: int, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+) -> tuple[list[Instance], bytes]:  # fmt: skip
+    """As `blocked`, and those that may be tried are the replica's."""
+    rows, last = blocked(db, flows, version, process, after, limit)
+    return claim(db, replica, epoch, rows), last
 
 
 def free(db: Database, replica: str, limit: int, now: float) -> int:

@@ -20,15 +20,19 @@ from perdure.stores.sqlite.rows import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from perdure.stores.sqlite.connection import Database, Row, Value
+    from perdure.stores.sqlite.connection import Database, Value
 
 
 BY_UIDS: Final = keyed(f"select {INSTANCE} from instance where uid in ({{rows}})")
-ENTRIES: Final = keyed(f"select {ENTRY} from entry where uid in ({{rows}}) order by uid, run, seq")
+ENTRIES: Final = f"select {ENTRY} from entry where uid = ? and run = ? and seq > ? order by seq"
 PENDINGS: Final = keyed(f"select {PENDING} from pending where uid in ({{rows}}) order by uid, run, key")
 UNTAKEN: Final = keyed(f"select uid, {MESSAGE} from inbox where uid in ({{rows}}) and open > 0 order by rowid")
 BY_ID: Final = f"select {INSTANCE} from instance where flow = ? and id = ?"
 EXPOSED: Final = "select key, value from exposed where uid = ?"
+
+RARE: Final = frozenset({State.FAILED, State.CANCELLED, State.BLOCKED})
+"""The states that have an index."""
+_LOWEST: Final = -(1 << 63)
 
 
 def instances(db: Database, uids: Sequence[bytes]) -> list[Instance]:
@@ -54,26 +58,59 @@ def inbox(db: Database, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:
     return found
 
 
-def load(db: Database, uids: Sequence[bytes]) -> list[Loaded]:
-    """All of these instances, of one snapshot."""
-    rows: list[Row] = [(uid,) for uid in uids]
+def load(db: Database, uids: Sequence[bytes], budget: int) -> list[Loaded]:
+    """The first of these instances, as far as the budget goes, of one snapshot."""
     db.execute("begin")
     try:
         found = {row.uid: row for row in instances(db, uids)}
-        entries: dict[bytes, list[Entry]] = {uid: [] for uid in found}
-        pending: dict[bytes, list[Pending]] = {uid: [] for uid in found}
-        for text, values in ENTRIES.chunks(rows):
-            for row in db.execute(text, values):
-                if row[0] in entries:
-                    entries[row[0]].append(to_entry(row))
-        for text, values in PENDINGS.chunks(rows):
-            for row in db.execute(text, values):
-                if row[0] in pending:
-                    pending[row[0]].append(to_pending(row))
-        messages = inbox(db, uids)
+        journals: list[tuple[Instance, list[Entry], bool]] = []
+        left, more, begun = budget, False, False
+        for uid in uids:
+            if begun and left <= 0:
+                break
+            if uid in found:
+                row = found[uid]
+                page, left, more = _page(db, uid, row.run, _LOWEST, left, begun)
+                begun = begun or bool(page)
+                journals.append((row, page, more))
+        pending = pendings(db, [row for row, _, _ in journals])
+        messages = inbox(db, [row.uid for row, _, _ in journals])
     finally:
         db.execute("commit")
-    return [Loaded(found[uid], entries[uid], pending[uid], messages[uid]) for uid in uids if uid in found]
+    return [Loaded(row, page, pending[row.uid], messages[row.uid], more) for row, page, more in journals]
+
+
+def entries(db: Database, uid: bytes, run: int, after: int, budget: int) -> tuple[list[Entry], bool]:
+    """A page of the journal of one run, and whether it goes on."""
+    found, _, more = _page(db, uid, run, after, budget, False)
+    return found, more
+
+
+def _page(
+    db: Database, uid: bytes, run: int, after: int, budget: int, begun: bool
+) -> tuple[list[Entry], int, bool]:  # fmt: skip
+    """Entries, what is left of the budget, and whether there are more; one at least, unless some were read before."""
+    found: list[Entry] = []
+    cursor = db.execute(ENTRIES, (uid, run, after))
+    for row in cursor:
+        if budget <= 0 and (found or begun):
+            cursor.close()
+            return found, budget, True
+        entry = to_entry(row)
+        found.append(entry)
+        budget -= len(entry.arguments or b"") + len(entry.outcome or b"")
+    return found, budget, False
+
+
+def pendings(db: Database, rows: Sequence[Instance]) -> dict[bytes, list[Pending]]:
+    """The pending operations of each instance's run, by key."""
+    runs = {row.uid: row.run for row in rows}
+    found: dict[bytes, list[Pending]] = {uid: [] for uid in runs}
+    for text, values in PENDINGS.chunks([(uid,) for uid in runs]):
+        for row in db.execute(text, values):
+            if runs[row[0]] == row[1]:
+                found[row[0]].append(to_pending(row))
+    return found
 
 
 def exposed(db: Database, uid: bytes) -> dict[str, bytes]:
@@ -86,19 +123,35 @@ def find(
     limit: int,
 ) -> list[Instance]:  # fmt: skip
     """See Store."""
-    terms: list[str] = ["true"]
+    text, values = finding(flow, states, since, after, limit)
+    return [to_instance(row) for row in db.execute(text, values)]
+
+
+def finding(
+    flow: str | None, states: Sequence[State] | None, since: float | None, after: bytes | None, limit: int
+) -> tuple[str, list[Value]]:
+    """The query for `find`, with its values. Few are in the rare states, and those have an index, one for each state."""
+    terms: list[str] = []
     values: list[Value] = []
     if flow is not None:
         terms.append("flow = ?")
         values.append(flow)
-    if states is not None:
-        terms.append(f"state in ({','.join('?' * len(states))})")
-        values += [state.value for state in states]
     if since is not None:
         terms.append("created_at >= ?")
         values.append(since)
     if after is not None:
         terms.append("uid > ?")
         values.append(after)
-    text = f"select {INSTANCE} from instance where {' and '.join(terms)} order by uid limit ?"
-    return [to_instance(row) for row in db.execute(text, [*values, limit])]
+    if not states or not RARE.issuperset(states):
+        if states is not None:
+            terms.append(f"state in ({','.join(_literal(state) for state in states)})")
+        text = f"select {INSTANCE} from instance where {' and '.join(terms or ['true'])}"
+    else:
+        wanted = [" and ".join([f"state = {_literal(state)}", *terms]) for state in dict.fromkeys(states)]
+        text = " union all ".join(f"select {INSTANCE} from instance where {each}" for each in wanted)
+        values *= len(wanted)
+    return f"{text} order by uid limit ?", [*values, limit]
+
+
+def _literal(state: State) -> str:
+    return f"'{state.value}'"

@@ -10,9 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INSTANCE: Final = ",".join(Instance.__struct_fields__)
+BORN: Final = INSTANCE.partition(",first,")[0]
+"""The columns that a new instance is written with; the others come later, if ever."""
 ENTRY: Final = ",".join(Entry.__struct_fields__)
 PENDING: Final = ",".join(Pending.__struct_fields__)
 MESSAGE: Final = ",".join(Message.__struct_fields__)
+REPLACED: Final = "on conflict(uid, run, seq) do update set " + ", ".join(
+    f"{column} = excluded.{column}" for column in Entry.__struct_fields__[3:]
+)
+"""Of an entry whose place is taken."""
 
 STATES: Final = {state.value: state for state in State}
 ENDED: Final = frozenset(state.value for state in State if state.ended)

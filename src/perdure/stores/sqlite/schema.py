@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Final, cast
 
@@ -20,12 +21,16 @@ _TABLES: Final = """
 create table instance(
     uid blob primary key not null, run integer not null, flow text not null, id text not null, state text not null,
     owner text, waiting integer not null, due_at real, arguments blob not null, digest blob not null, parent blob,
-    outcome blob, reason text, version text not null, created_at real not null, ended_at real
+    outcome blob, reason text, version text not null, created_at real not null, ended_at real,
+    first blob, edit blob, edited_seq integer not null default -1, failed_seq integer
 ) strict;
 create unique index instance_id on instance(flow, id);
 create index instance_due on instance(flow, due_at) where owner is null and due_at is not null;
 create index instance_owner on instance(owner) where owner is not null;
 create index instance_parent on instance(parent) where parent is not null;
+create index instance_ended on instance(ended_at) where ended_at is not null;
+-- The states that people look for and few are in. A query must name its state as a literal.
+create index instance_state on instance(state, uid) where state = 'failed' or state = 'cancelled' or state = 'blocked';
 
 create table entry(
     uid blob not null, run integer not null, seq integer not null, key text not null, kind text not null,
@@ -40,15 +45,16 @@ create table pending(
     progress blob, primary key (uid, run, key)
 ) strict;
 
--- The rowid is the order of arrival. open: 0 taken, 1 neither taken nor seen, 2 seen.
+-- The rowid is the order of arrival. open: 0 taken, 1 neither taken nor seen, 2 seen. A mid is one message's for one life.
 create table inbox(
     uid blob not null, mid blob not null, kind text not null, key text, name text, type text not null, body blob,
     failed integer not null, run integer not null, sent_at real not null, open integer not null
 ) strict;
-create unique index inbox_mid on inbox(mid);
+create unique index inbox_mid on inbox(uid, mid);
 create unique index inbox_key on inbox(uid, key) where kind = 'message' and key is not null;
 create index inbox_untaken on inbox(uid) where open > 0;
 create index inbox_unseen on inbox(uid) where open = 1;
+create index inbox_evict on inbox(uid) where kind = 'evict' and open > 0;
 
 -- Messages for instances that do not exist yet.
 create table early(
@@ -78,11 +84,27 @@ create table exposed(
 ) strict;
 
 create table fence(
-    replica text primary key not null, epoch integer not null, alive integer not null
+    replica text primary key not null, epoch integer not null, alive integer not null, version text not null
 ) strict, without rowid;
+
+-- What code could not go on with a blocked instance: which, in which process, and how long the journal was.
+create table tried(
+    uid blob not null, version text not null, process text not null, length integer not null,
+    primary key (uid, version, process)
+) strict, without rowid;
+
+-- Instances that are gone. With a state: a tombstone, no new life begins; without: deleted, by which edit.
+create table gone(
+    flow text not null, id text not null, at real not null, state text, digest blob, edit blob,
+    primary key (flow, id)
+) strict, without rowid;
+create index gone_edit on gone(edit) where edit is not null;
 
 create table checked(one integer primary key, at real not null) strict;
 """
+
+OWN: Final = frozenset(re.findall(r"^create (?:unique )?(?:table|index) (\w+)", _TABLES, re.MULTILINE))
+"""The names of the store's tables and indexes."""
 
 _CHECK_SECONDS: Final = 2.0
 

@@ -8,20 +8,22 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from perdure.errors import EngineClosed, ForkedEngine, LeaseLost, StoreUnavailable
-from perdure.stores.contract import Hung, Reaped
+from perdure.stores.contract import BUDGET, Hung, Reaped
 from perdure.stores.folding import Folded
 from perdure.stores.leases import Lease
-from perdure.stores.sqlite import owning, reading, schema, writing
+from perdure.stores.sqlite import editing, owning, reading, schema, transacting, writing
 from perdure.stores.sqlite.replicas import ReplicaFile, Turnstile, replicas_in, write_lock_holder
 from perdure.stores.sqlite.writer import BUSY_MS, Writer, mapped
 from perdure.system import System
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
-    from perdure.model.records import Instance, Loaded, Message, State
-    from perdure.model.writes import Answer, Batch
+    from perdure.model.records import Entry, Instance, Loaded, Message, State
+    from perdure.model.tx import Tx
+    from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
     from perdure.stores.sqlite.connection import Database
 
 _HUNG_WAIT_MS = 1000
@@ -45,6 +47,8 @@ class SqliteStore:
     Reads have no thread: a thread gives up the GIL for every row, and beside a busy loop each row then costs up to a
     switch interval (500 µs a row where the loop itself takes 1).
     """
+
+    transactions: bool = True
 
     def __init__(self, path: str | Path, system: System | None = None) -> None:
         self.path: str = os.path.abspath(path)
@@ -88,7 +92,7 @@ class SqliteStore:
 
     # -- membership
 
-    async def join(self, replica: str, lease: float) -> int:
+    async def join(self, replica: str, lease: float, version: str = "") -> int:
         """See Store."""
         writer = self._open_writer()
         if replica not in self._members:
@@ -98,7 +102,7 @@ class SqliteStore:
                     raise LeaseLost(f"another process holds the file of replica {replica}, or takes it over")
             self._members[replica] = _Member(file, Lease(self.system.clock.boot(), lease))
         self.renew(replica, lease)
-        epoch, alive = await writer.write(lambda db: owning.join(db, replica))
+        epoch, alive = await writer.write(lambda db: owning.join(db, replica, version))
         if not alive:
             raise LeaseLost(f"replica {replica} was taken over; join under a new id")
         return epoch
@@ -158,13 +162,54 @@ class SqliteStore:
         self._changed()
         return answers
 
+    async def edit(self, replica: str | None, epoch: int, edit: Edit) -> Edited | OwnedBy | Outdated:
+        """See Store."""
+        answer = await self._open_writer().write(lambda db: editing.edit(db, replica, epoch, edit))
+        self._changed()
+        return answer
+
+    async def retire(self, replica: str, epoch: int, *, before: float, now: float, limit: int) -> int:
+        """See Store; takes the write lock only if there is something to retire."""
+        writer, db = self._open_writer(), self._reader()
+        with mapped(self.path):
+            if not editing.old(db, before, 1):
+                writing.fenced(db, replica, epoch)
+                return 0
+        count = await writer.write(lambda db: editing.retire(db, replica, epoch, before, now, limit))
+        self._changed()
+        return count
+
+    async def transact(
+        self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
+    ) -> Entry:
+        """See Store; the work runs on the thread that writes."""
+        transaction = transacting.Transaction(self.system.clock, replica, epoch, work, limit)
+        failure: BaseException
+        try:
+            entry = await self._open_writer().write(transaction.run)
+        except transacting.Theirs as theirs:
+            failure = theirs.error
+        else:
+            self._changed()
+            return entry
+        raise failure
+
     async def claim(
-        self, replica: str, epoch: int, *, flows: Sequence[str], now: float, limit: int, thorough: bool = False
+        self,
+        replica: str,
+        epoch: int,
+        *,
+        flows: Sequence[str],
+        now: float,
+        limit: int,
+        thorough: bool = False,
+        version: str = "",
     ) -> tuple[list[Instance], float | None]:
         """See Store; takes the write lock only if there is something to claim."""
         writer, db = self._open_writer(), self._reader()
         with mapped(self.path):
-            rows = owning.candidates(db, flows, now, limit, thorough)
+            pinned = owning.others(db, replica, version)
+            rows = owning.candidates(db, flows, now, limit, thorough, pinned)
             if not rows:
                 writing.fenced(db, replica, epoch)
         if rows:
@@ -172,7 +217,25 @@ class SqliteStore:
             rows = await writer.write(lambda db: owning.claim(db, replica, epoch, found))
             self._changed()
         with mapped(self.path):
-            return rows, owning.next_due(self._reader(), flows)
+            return rows, owning.next_due(self._reader(), flows, pinned)
+
+    async def claim_blocked(
+        self, replica: str, epoch: int, *, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+    ) -> tuple[list[Instance], bytes]:
+        """See Store; takes the write lock only if there is something to claim."""
+        writer, db = self._open_writer(), self._reader()
+        with mapped(self.path):
+            rows, last = owning.blocked(db, flows, version, process, after, limit)
+            if not rows:
+                writing.fenced(db, replica, epoch)
+                return [], last
+        claim = partial(
+            owning.claim_blocked, replica=replica, epoch=epoch, flows=flows, version=version, process=process,
+            after=after, limit=limit,
+        )  # fmt: skip
+        found = await writer.write(claim)
+        self._changed()
+        return found
 
     async def wakeups(self, replica: str) -> list[bytes]:
         """See Store; takes the write lock only if there is one."""
@@ -185,10 +248,15 @@ class SqliteStore:
 
     # -- reading
 
-    async def load(self, uids: Sequence[bytes]) -> list[Loaded]:
+    async def load(self, uids: Sequence[bytes], *, budget: int = BUDGET) -> list[Loaded]:
         """See Store."""
         with mapped(self.path):
-            return reading.load(self._reader(), uids)
+            return reading.load(self._reader(), uids, budget)
+
+    async def entries(self, uid: bytes, run: int, after: int, *, budget: int = BUDGET) -> tuple[list[Entry], bool]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.entries(self._reader(), uid, run, after, budget)
 
     async def inbox(self, uids: Sequence[bytes]) -> dict[bytes, list[Message]]:
         """See Store."""

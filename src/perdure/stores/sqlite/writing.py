@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec.structs import astuple
 
 from perdure.errors import LeaseLost
-from perdure.model.records import Message, MessageKind, State
+from perdure.model.records import State
 from perdure.model.writes import (
     Answer,
     Batch,
+    Continue,
+    Continued,
     Create,
     Created,
     Existing,
@@ -25,14 +25,17 @@ from perdure.model.writes import (
     Update,
     Watch,
 )
-from perdure.stores.contract import answer_mid, cancel_mid
+from perdure.stores.contract import answer_mid
 from perdure.stores.folding import Folded, by_entry_key
 from perdure.stores.sqlite.bulk import Bulk, insert, keyed, update
-from perdure.stores.sqlite.rows import ENDED, ENTRY, INSTANCE, MESSAGE, PENDING, STATES, to_message
+from perdure.stores.sqlite.reading import inbox
+from perdure.stores.sqlite.rows import BORN, ENDED, ENTRY, MESSAGE, PENDING, REPLACED, STATES, to_message
+from perdure.stores.sqlite.sending import ANY_WATCH, DELIVER, Item, answer, answers, cancels, deliver, freed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from perdure.model.records import Entry
     from perdure.stores.sqlite.connection import Database, Row
 
 
@@ -40,10 +43,16 @@ _hex = bytes.fromhex
 
 FENCE: Final = "select 1 from fence where replica = ? and epoch = ? and alive"
 
-CREATE: Final = insert("instance", INSTANCE)
+CREATE: Final = insert("instance", BORN)
 CREATED: Final = Bulk(
-    "select json_group_array(json_array(v.column1, hex(i.uid), i.state, hex(i.arguments), hex(i.digest)))"
-    " from (values {rows}) as v join instance i on i.flow = v.column2 and i.id = v.column3",
+    "select json_group_array(json_array(v.column1, hex(i.uid), i.state, hex(coalesce(i.first, i.arguments)),"
+    " hex(i.digest))) from (values {rows}) as v join instance i on i.flow = v.column2 and i.id = v.column3",
+    3,
+)
+THERE: Final = keyed("select json_group_array(hex(uid)) from instance where uid in ({rows})")
+TOMBS: Final = Bulk(
+    "select json_group_array(json_array(v.column1, g.state, hex(g.digest))) from (values {rows}) as v"
+    " join gone g on g.flow = v.column2 and g.id = v.column3 and g.state is not null",
     3,
 )
 EARLY_FOR: Final = Bulk(
@@ -59,6 +68,7 @@ ADOPTED: Final = "delete from early where flow = ? and id = ?"
 UNTAKEN: Final = f"select {MESSAGE} from inbox where uid = ? and open > 0 order by rowid"
 
 ENTRIES: Final = insert("entry", ENTRY)
+AGAIN: Final = insert("entry", ENTRY, f"{REPLACED} where entry.kind = 'again'")
 PUT: Final = insert(
     "pending",
     PENDING,
@@ -67,7 +77,11 @@ PUT: Final = insert(
     " next_at = excluded.next_at, error = excluded.error, progress = excluded.progress",
 )
 DROP: Final = Bulk("delete from pending where (uid, run, key) in (values {rows})", 3)
-TAKE: Final = keyed("update inbox set open = 0, name = null, type = '', body = null where mid in ({rows}) and open > 0")
+TAKE: Final = update(
+    "update inbox set open = 0, name = null, type = '', body = null from {v}"
+    " where inbox.uid = v.column1 and inbox.mid = v.column2 and inbox.open > 0",
+    2,
+)
 ANSWERED: Final = keyed("delete from watch where mid in ({rows})")
 EXPOSE: Final = insert("exposed", "uid,key,value", "on conflict(uid, key) do update set value = excluded.value")
 
@@ -77,9 +91,10 @@ UPDATE: Final = update(
     4,
 )
 FINISH: Final = update(
-    "update instance set state = v.column2, outcome = v.column3, ended_at = v.column4, owner = null, waiting = 0,"
-    " due_at = null, reason = null from {v} where instance.uid = v.column1 and instance.owner = ?",
-    4,
+    "update instance set state = v.column2, outcome = v.column3, ended_at = v.column4, failed_seq = v.column5,"
+    " owner = null, waiting = 0, due_at = null, reason = null from {v}"
+    " where instance.uid = v.column1 and instance.owner = ?",
+    5,
 )
 RELEASE: Final = update(
     "update instance set state = v.column2, waiting = v.column3, due_at = v.column4, reason = v.column5,"
@@ -88,32 +103,52 @@ RELEASE: Final = update(
     6,
 )
 STANDS: Final = keyed(
-    "select json_group_array(json_array(hex(uid), state, owner, ended_at)) from instance where uid in ({rows})"
+    "select json_group_array(json_array(hex(uid), state, owner, ended_at, run)) from instance where uid in ({rows})"
 )
-SEEN: Final = keyed("update inbox set open = 2 where mid in ({rows}) and open = 1")
+SEEN: Final = update(
+    "update inbox set open = 2 from {v} where inbox.uid = v.column1 and inbox.mid = v.column2 and inbox.open = 1", 2
+)
+MINE: Final = keyed("select json_group_array(hex(uid)) from instance where uid in ({rows}) and +owner = ?")
+HAND_OVER: Final = update(
+    "update instance set owner = v.column2 from {v} where instance.uid = v.column1 and instance.owner is null"
+    " and exists (select 1 from fence f where f.replica = v.column3 and f.alive)",
+    3,
+)
+OWNERS: Final = keyed("select json_group_array(json_array(hex(uid), owner)) from instance where uid in ({rows})")
+CALL: Final = update("update wakeup set owner = v.column2 from {v} where wakeup.uid = v.column1", 2)
 
-WAKE_FREE: Final = keyed(
-    "update wakeup set owner = '', cancel = exists (select 1 from inbox m where m.uid = wakeup.uid and m.open > 0"
-    " and m.kind = 'cancel') where uid in ({rows})"
+# `e` are the entries of the instance's current run.
+_LENGTH: Final = (
+    "max(0, 1 + coalesce((select e.seq from entry e where e.uid = i.uid and e.run = i.run order by e.seq desc limit 1),"
+    " -1))"
 )
-WAKE_IDLE: Final = keyed(
-    "delete from wakeup where uid in ({rows}) and not cancel"
-    " and (select state from instance i where i.uid = wakeup.uid) <> 'suspended'"
+LENGTH: Final = f"select {_LENGTH} from instance i where i.uid = ?"
+OTHER_TRIES: Final = keyed(
+    f"delete from tried where uid in ({{rows}}) and length <> (select {_LENGTH} from instance i where i.uid = tried.uid)"
 )
-WAKE_UNSEEN: Final = Bulk(
-    "insert into wakeup(uid, owner, flow, at, cancel) select i.uid, '', i.flow, v.column2,"
-    " exists (select 1 from inbox m where m.uid = i.uid and m.open = 1 and m.kind = 'cancel')"
-    " from (values {rows}) as v join instance i on i.uid = v.column1"
-    " where exists (select 1 from inbox m where m.uid = i.uid and m.open = 1"
-    " and (i.state = 'suspended' or m.kind = 'cancel'))"
-    " on conflict(uid) do update set owner = '', cancel = max(cancel, excluded.cancel)",
+TRIED: Final = Bulk(
+    f"insert into tried(uid, version, process, length) select i.uid, i.version, v.column2, {_LENGTH}"
+    " from (values {rows}) as v join instance i on i.uid = v.column1 where true on conflict do nothing",
     2,
 )
-WAKE: Final = insert(
-    "wakeup",
-    "uid,owner,flow,at,cancel",
-    "on conflict(uid) do update set owner = excluded.owner, cancel = max(cancel, excluded.cancel)",
+UNTRIED: Final = keyed("delete from tried where uid in ({rows})")
+
+CONTINUE: Final = update(
+    "update instance set run = v.column2, first = coalesce(instance.first, instance.arguments), arguments = v.column3,"
+    " version = v.column4, edited_seq = -1, failed_seq = null, state = 'running', waiting = 0, due_at = null from {v}"
+    " where instance.uid = v.column1 and instance.run = v.column5 and instance.owner = ?",
+    5,
 )
+OLD_ENTRIES: Final = Bulk("delete from entry where (uid, run) in (values {rows})", 2)
+OLD_PENDING: Final = Bulk("delete from pending where (uid, run) in (values {rows})", 2)
+OLD_ANSWERS: Final = keyed(
+    "delete from inbox where uid in ({rows}) and open > 0 and kind = 'answer'"
+    " and run <> (select i.run from instance i where i.uid = inbox.uid)"
+)
+OLD_WATCHES: Final = keyed(
+    "delete from watch where asker in ({rows}) and run <> (select i.run from instance i where i.uid = watch.asker)"
+)
+
 WAKE_OVER: Final = keyed("delete from wakeup where uid in ({rows})")
 
 WATCHED: Final = Bulk(
@@ -124,36 +159,13 @@ WATCHED: Final = Bulk(
 )
 WATCH: Final = insert("watch", "mid,asker,run,key,target", "on conflict(mid) do update set target = excluded.target")
 UNASKED: Final = keyed("delete from watch where asker in ({rows})")
-WATCHERS: Final = keyed(
-    "select json_group_array(json_array(hex(target), hex(asker), run, key)) from"
-    " (select target, asker, run, key from watch where target in ({rows}) order by target, mid)"
-)
-CHILDREN: Final = keyed(
-    "select json_group_array(json_array(hex(parent), hex(uid))) from (select parent, uid from instance"
-    " where parent in ({rows}) and state not in ('succeeded', 'failed', 'cancelled') order by parent, uid)"
-)
 
-BY_ID: Final = Bulk(
-    "select json_group_array(json_array(v.column1, hex(i.uid), i.flow, i.state, i.owner)) from (values {rows}) as v"
-    " join instance i on i.flow = v.column2 and i.id = v.column3",
-    3,
-)
-BY_UID: Final = Bulk(
-    "select json_group_array(json_array(v.column1, hex(i.uid), i.flow, i.state, i.owner)) from (values {rows}) as v"
-    " join instance i on i.uid = v.column2",
-    2,
-)
-DELIVER: Final = insert("inbox", f"uid,open,{MESSAGE}")
-DELIVER_EARLY: Final = insert("early", f"flow,id,{MESSAGE}")
-HAS: Final = "select open from inbox where mid = ?"
-HAS_EARLY: Final = "select 1 from early where mid = ?"
-
-ANY_EARLY: Final = "select exists (select 1 from early)"
+ANY_EARLY_OR_GONE: Final = "select exists (select 1 from early), exists (select 1 from gone)"
 ANY_WAKEUP: Final = "select exists (select 1 from wakeup)"
-ANY_WATCH: Final = "select exists (select 1 from watch)"
+ANY_TRIED: Final = "select exists (select 1 from tried)"
 
-Target = tuple[int, str, str, str, str | None]
-Item = tuple[bytes | None, str, str, Message]
+Over = tuple[int, Finish | Continue]
+"""The end of a run, and its place in the batch."""
 
 
 def fenced(db: Database, replica: str, epoch: int) -> None:
@@ -162,33 +174,56 @@ def fenced(db: Database, replica: str, epoch: int) -> None:
         raise LeaseLost(f"replica {replica} was taken over, or writes with an epoch that is over ({epoch})")
 
 
+def record(db: Database, entries: Sequence[Entry]) -> int:
+    """Each entry is in the journal if its place was free, or waits for a step that runs again; gives how many are."""
+    rows = [astuple(entry) for entry in entries]
+    count = ENTRIES.run(db, rows)
+    return count if count == len(rows) else count + AGAIN.run(db, rows)
+
+
 def write(db: Database, batch: Batch, fold: Folded) -> list[Answer]:
     """The batch is written, in the order that `perdure.model.writes` gives; one answer for each write."""
     if batch.replica is not None:
         fenced(db, batch.replica, batch.epoch)
-    answers: list[Answer] = [None] * len(batch.writes)
+    said: list[Answer] = [None] * len(batch.writes)
     if fold.creates:
-        _create(db, batch, fold, answers)
+        _create(db, batch, fold, said)
     if fold.entries:
         by_entry_key(fold.entries)
-        ENTRIES.run(db, [astuple(entry) for entry in fold.entries])
+        record(db, fold.entries)
     if fold.rare:
         _small_things(db, fold)
     if not (fold.images or fold.watches or fold.sends):
-        return answers
-    finished = _images(db, batch, fold, answers) if fold.images else []
+        return said
+    over = _images(db, batch, fold, said) if fold.images else []
+    renewed = _renew(db, over)
     if fold.watches:
-        _watches(db, batch, fold, answers)
-    if finished:
-        _consequences(db, batch, finished, answers)
+        _watches(db, batch, fold, said)
+    if over:
+        _consequences(db, batch, over, said)
     if fold.sends:
-        sent = deliver(db, batch, [(s.uid, s.flow, s.id, s.message) for _, s in fold.sends])
-        for (number, _), answer in zip(fold.sends, sent, strict=True):
-            answers[number] = answer
-    return answers
+        sent = deliver(db, batch.replica, [(s.uid, s.flow, s.id, s.message) for _, s in fold.sends], batch.now)
+        for (number, _), one in zip(fold.sends, sent, strict=True):
+            said[number] = one
+    if renewed:
+        inboxes = inbox(db, [image.uid for _, image in renewed])
+        for number, image in renewed:
+            done = said[number]
+            said[number] = Continued(tuple(inboxes[image.uid]), done.sent if isinstance(done, Finished) else ())
+    return said
 
 
-def _create(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
+# -- creating
+
+
+def _create(db: Database, batch: Batch, fold: Folded, said: list[Answer]) -> None:
+    early, gone = db.execute(ANY_EARLY_OR_GONE).get
+    if gone:
+        _tombs(db, fold, said)
+    there: set[str] = set()
+    full = [c for _, c in fold.creates if c.initial or c.inbox]
+    if full:
+        there = set(THERE.read(db, [(c.uid,) for c in full], str))
     rows: list[Row] = []
     for _, c in fold.creates:
         state, owner, due_at = "running", batch.replica, None
@@ -201,26 +236,49 @@ def _create(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) -> 
     nothing = Created()
     if CREATE.run(db, rows) == len(rows):
         for number, _ in fold.creates:
-            answers[number] = nothing
+            said[number] = nothing
     else:
-        _conflicts(db, fold, answers)
-    created = [(n, c) for n, c in fold.creates if type(answers[n]) is Created]
+        _conflicts(db, fold, said)
+    created = [(n, c) for n, c in fold.creates if type(said[n]) is Created]
     fold.entries += [c.begun for _, c in created if c.begun is not None]
-    if db.execute(ANY_EARLY).get:
+    if full:
+        _fill(db, fold, [(n, c) for n, c in created if c.uid.hex().upper() not in there], said)
+    if early:
         waited = EARLY_FOR.read(db, [(n, c.flow, c.id) for n, c in created], int)
         for number in waited:
             create = batch.writes[number]
             if isinstance(create, Create):
                 db.execute(ADOPT, (create.uid, create.flow, create.id))
                 db.execute(ADOPTED, (create.flow, create.id))
-                answers[number] = _untaken(db, create.uid)
+                said[number] = _untaken(db, create.uid)
 
 
 def _untaken(db: Database, uid: bytes) -> Created:
     return Created(tuple(map(to_message, db.execute(UNTAKEN, (uid,)))))
 
 
-def _conflicts(db: Database, fold: Folded, answers: list[Answer]) -> None:
+def _fill(db: Database, fold: Folded, created: list[tuple[int, Create]], said: list[Answer]) -> None:
+    """The entries and messages that new instances begin with are there."""
+    for number, create in created:
+        fold.entries += create.initial
+        if create.inbox:
+            DELIVER.run(db, [(create.uid, 1, *astuple(message)) for message in create.inbox])
+            said[number] = _untaken(db, create.uid)
+
+
+def _tombs(db: Database, fold: Folded, said: list[Answer]) -> None:
+    """Creates of what has left a tombstone are answered by that, and left out."""
+    refused: set[bytes] = set()
+    creates = dict(fold.creates)
+    for number, state, digest in TOMBS.read(db, [(n, c.flow, c.id) for n, c in fold.creates], tuple[int, str, str]):
+        said[number] = Existing(b"", STATES[state], b"", _hex(digest))
+        refused.add(creates[number].uid)
+    if refused:
+        fold.without(refused)
+        fold.creates = [(n, c) for n, c in fold.creates if said[n] is None]
+
+
+def _conflicts(db: Database, fold: Folded, said: list[Answer]) -> None:
     """Each create is answered by the row that is there now: its own, or that of an older life."""
     creates = dict(fold.creates)
     found = CREATED.read(db, [(n, c.flow, c.id) for n, c in fold.creates], tuple[int, str, str, str, str])
@@ -228,9 +286,9 @@ def _conflicts(db: Database, fold: Folded, answers: list[Answer]) -> None:
     for number, hexed, state, arguments, digest in found:
         create, uid = creates[number], _hex(hexed)
         if uid == create.uid:  # new, or there from the same write before, and then messages may have come since
-            answers[number] = _untaken(db, uid)
+            said[number] = _untaken(db, uid)
         else:
-            answers[number] = Existing(uid, STATES[state], _hex(arguments), _hex(digest))
+            said[number] = Existing(uid, STATES[state], _hex(arguments), _hex(digest))
             refused.add(create.uid)
     fold.without(refused)
 
@@ -241,52 +299,59 @@ def _small_things(db: Database, fold: Folded) -> None:
     if fold.drops:
         DROP.run(db, sorted(fold.drops))
     if fold.takes:
-        mids: list[Row] = [(take.mid,) for take in fold.takes]
-        TAKE.run(db, mids)
+        TAKE.run(db, [(take.uid, take.mid) for take in fold.takes])
         if db.execute(ANY_WATCH).get:
-            ANSWERED.run(db, mids)
+            ANSWERED.run(db, [(take.mid,) for take in fold.takes])
     if fold.exposes:
         EXPOSE.run(db, [(*key, fold.exposes[key].value) for key in sorted(fold.exposes)])
 
 
-def _images(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) -> list[tuple[int, Finish]]:
-    """The last image of each instance is its row; gives the finishes, for what follows from them."""
+# -- images
+
+
+def _images(db: Database, batch: Batch, fold: Folded, said: list[Answer]) -> list[Over]:
+    """The last image of each instance is its row; gives the ends of runs, for what follows from them."""
     updates: list[Row] = []
     finishes: list[Row] = []
-    finished: list[tuple[int, Finish]] = []
+    continues: list[Row] = []
+    over: list[Over] = []
     releases: list[tuple[int, Release]] = []
     for number, image in fold.images.values():
         if isinstance(image, Finish):
-            finishes.append((image.uid, image.state.value, image.outcome, image.at))
-            finished.append((number, image))
+            finishes.append((image.uid, image.state.value, image.outcome, image.at, image.failed_seq))
+            over.append((number, image))
         elif isinstance(image, Update):
             state = "suspended" if image.waiting else "running"
             updates.append((image.uid, state, image.waiting, image.due_at))
-        else:
+        elif isinstance(image, Release):
             releases.append((number, image))
-    matched = 0
+        else:
+            continues.append((image.uid, image.run, image.arguments, image.version, image.run - 1))
+            over.append((number, image))
+    matched = let_go = 0
+    special: list[Release] = []
     if updates:
         matched += UPDATE.run(db, updates, batch.replica)
     if finishes:
         matched += FINISH.run(db, finishes, batch.replica)
+    if continues:
+        matched += CONTINUE.run(db, continues, batch.replica)
     if releases:
-        matched += RELEASE.run(db, [_released(image, batch.now) for _, image in releases], batch.replica)
+        special = _special(db, batch, [image for _, image in releases])
+        let_go = RELEASE.run(db, [_released(image, batch.now) for _, image in releases], batch.replica)
+        matched += let_go
     if matched < len(fold.images):
-        _not_owned(db, batch, fold, answers)
-        finished = [f for f in finished if answers[f[0]] is None]
-        releases = [r for r in releases if answers[r[0]] is None]
-    if releases:
-        seen = [(mid,) for _, image in releases for mid in image.seen]
-        if seen:
-            SEEN.run(db, seen)
-        freed(db, [image.uid for _, image in releases], batch.now)
-    if finished:
-        over: list[Row] = [(image.uid,) for _, image in finished]
-        if db.execute(ANY_WAKEUP).get:
-            WAKE_OVER.run(db, over)
-        if db.execute(ANY_WATCH).get:
-            UNASKED.run(db, over)
-    return finished
+        _not_owned(db, batch, fold, said)
+        over = [o for o in over if said[o[0]] is None]
+        releases = [r for r in releases if said[r[0]] is None]
+    if let_go:
+        _let_go(db, [image for _, image in releases], special, batch.now)
+    if over and db.execute(ANY_WAKEUP).get:
+        WAKE_OVER.run(db, [(image.uid,) for _, image in over])
+    ended: list[Row] = [(image.uid,) for _, image in over if isinstance(image, Finish)]
+    if ended and db.execute(ANY_WATCH).get:
+        UNASKED.run(db, ended)
+    return over
 
 
 def _released(image: Release, now: float) -> Row:
@@ -299,32 +364,76 @@ def _released(image: Release, now: float) -> Row:
     return (image.uid, image.state.value, waiting, due_at, image.reason, image.version or None)
 
 
-def _not_owned(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
+def _not_owned(db: Database, batch: Batch, fold: Folded, said: list[Answer]) -> None:
     """Images that did not match are answered so, but not those that stand from the same batch sent before."""
     rows: list[Row] = [(uid,) for uid in fold.images]
-    stands = {r[0]: r[1:] for r in STANDS.read(db, rows, tuple[str, str, str | None, float | None])}
+    stands = {r[0]: r[1:] for r in STANDS.read(db, rows, tuple[str, str, str | None, float | None, int])}
     for number, image in fold.images.values():
-        state, owner, ended_at = stands.get(image.uid.hex().upper(), ("", None, None))
+        state, owner, ended_at, run = stands.get(image.uid.hex().upper(), ("", None, None, -1))
         if isinstance(image, Update):
             stood = owner is not None and owner == batch.replica
+        elif isinstance(image, Continue):
+            stood = owner is not None and owner == batch.replica and run == image.run
         elif isinstance(image, Finish):
             stood = state == image.state.value and ended_at == image.at
         else:
-            stood = owner is None and state == image.state.value
+            stood = owner in (None, image.to) and state == image.state.value
         if not stood:
-            answers[number] = NotOwned(image.uid)
+            said[number] = NotOwned(image.uid)
 
 
-def freed(db: Database, uids: Sequence[bytes], now: float) -> None:
-    """The instances, which nobody owns now, are found by the next claim if they have cause to go on."""
-    rows: list[Row] = [(uid,) for uid in uids]
-    if db.execute(ANY_WAKEUP).get:
-        WAKE_FREE.run(db, rows)
-        WAKE_IDLE.run(db, rows)
-    WAKE_UNSEEN.run(db, [(uid, now) for uid in uids])
+def _special(db: Database, batch: Batch, releases: list[Release]) -> list[Release]:
+    """The releases of what blocked, or goes to a replica, as far as the instance is owned: asked before they are."""
+    found = [image for image in releases if image.to is not None or image.state is State.BLOCKED]
+    if not found:
+        return found
+    mine = set(MINE.read(db, [(image.uid,) for image in found], str, batch.replica))
+    return [image for image in found if image.uid.hex().upper() in mine]
 
 
-def _watches(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
+def _let_go(db: Database, releases: list[Release], special: list[Release], now: float) -> None:
+    """What follows from releases: nobody has the instances now, or another replica that is to edit them."""
+    seen: list[Row] = [(image.uid, mid) for image in releases for mid in image.seen]
+    if seen:
+        SEEN.run(db, seen)
+    nobodys = [image.uid for image in releases]
+    if special:
+        blocked = [image for image in special if image.state is State.BLOCKED]
+        OTHER_TRIES.run(db, [(image.uid,) for image in blocked])
+        TRIED.run(db, [(image.uid, image.process) for image in blocked])
+        HAND_OVER.run(db, [(image.uid, image.to, image.to) for image in special if image.to is not None])
+    if any(image.to is not None for image in releases):
+        owners = dict(OWNERS.read(db, [(uid,) for uid in nobodys], tuple[str, str | None]))
+        nobodys = [uid for uid in nobodys if owners.get(uid.hex().upper()) is None]
+        if db.execute(ANY_WAKEUP).get:
+            CALL.run(db, [(_hex(hexed), owner) for hexed, owner in owners.items() if owner is not None])
+    if nobodys:
+        freed(db, nobodys, now)
+
+
+def _renew(db: Database, over: list[Over]) -> list[tuple[int, Continue]]:
+    """Of the old runs of what continues nothing is left, and the new ones begin."""
+    renewed = [(number, image) for number, image in over if isinstance(image, Continue)]
+    if not renewed:
+        return []
+    continues = [image for _, image in renewed]
+    uids: list[Row] = [(image.uid,) for image in continues]
+    old: list[Row] = [(image.uid, image.run - 1) for image in continues]
+    OLD_ENTRIES.run(db, old)
+    OLD_PENDING.run(db, old)
+    OLD_ANSWERS.run(db, uids)
+    if db.execute(ANY_WATCH).get:
+        OLD_WATCHES.run(db, uids)
+    if db.execute(ANY_TRIED).get:
+        UNTRIED.run(db, uids)
+    record(db, [image.begun for image in continues])
+    return renewed
+
+
+# -- what instances do to others
+
+
+def _watches(db: Database, batch: Batch, fold: Folded, said: list[Answer]) -> None:
     watches = [(n, w) for n, w in fold.watches.values() if isinstance(w, Watch)]
     unwatches = [w for _, w in fold.watches.values() if isinstance(w, Unwatch)]
     if unwatches:
@@ -347,108 +456,26 @@ def _watches(db: Database, batch: Batch, fold: Folded, answers: list[Answer]) ->
             continue
         body = None if no_outcome or outcome is None else _hex(outcome)
         numbers.append(number)
-        items.append((w.asker, "", "", _answer(w.asker, w.run, w.key, state, body, batch.now)))
+        items.append((w.asker, "", "", answer(w.asker, w.run, w.key, state, body, batch.now)))
     if rows:
         WATCH.run(db, rows)
     if items:
-        for number, sent in zip(numbers, deliver(db, batch, items), strict=True):
-            answers[number] = sent
+        for number, sent in zip(numbers, deliver(db, batch.replica, items, batch.now), strict=True):
+            said[number] = sent
 
 
-def _answer(asker: bytes, run: int, key: str, type: str, body: bytes | None, now: float) -> Message:
-    failed = type != State.SUCCEEDED.value
-    return Message(answer_mid(asker, run, key), MessageKind.ANSWER, key, None, type, body, failed, run, now)
-
-
-def _consequences(db: Database, batch: Batch, finished: list[tuple[int, Finish]], answers: list[Answer]) -> None:
-    """Watchers have their answers, children their cancel requests; each finish is answered by its own rows."""
-    by_uid = {image.uid.hex().upper(): (number, image) for number, image in finished}
-    numbers: list[int] = []
-    items: list[Item] = []
-    if db.execute(ANY_WATCH).get:
-        over: list[Row] = [(image.uid,) for _, image in finished]
-        for target, hexed, run, key in WATCHERS.read(db, over, tuple[str, str, int, str]):
-            number, image = by_uid[target]
-            asker = _hex(hexed)
-            numbers.append(number)
-            items.append((asker, "", "", _answer(asker, run, key, image.state.value, image.outcome, batch.now)))
-    parents: list[Row] = [(image.uid,) for _, image in finished if image.children]
-    if parents:
-        for parent, hexed in CHILDREN.read(db, parents, tuple[str, str]):
-            number, image = by_uid[parent]
-            child = _hex(hexed)
-            mid = cancel_mid(image.uid, child)
-            numbers.append(number)
-            items.append(
-                (child, "", "", Message(mid, MessageKind.CANCEL, None, None, "", None, False, -1, batch.now))
-            )  # fmt: skip
-    sent: dict[int, list[Sent]] = {}
-    for number, answer in zip(numbers, deliver(db, batch, items) if items else [], strict=True):
-        sent.setdefault(number, []).append(answer)
+def _consequences(db: Database, batch: Batch, over: list[Over], said: list[Answer]) -> None:
+    """Watchers have their answers, children their cancel requests; each end is answered by its own rows."""
+    ended = {image.uid: (image.state.value, image.outcome) for _, image in over if isinstance(image, Finish)}
+    parents = [image.uid for _, image in over if image.children]
+    told = [*answers(db, ended, batch.now), *cancels(db, parents, batch.now)]
+    if len(over) > 1:
+        place = {uid: n for n, uid in enumerate([*ended, *(image.uid for _, image in over if image.uid not in ended)])}
+        told.sort(key=lambda item: place[item[0]])
+    sent: dict[bytes, list[Sent]] = {}
+    if told:
+        for (uid, _), one in zip(told, deliver(db, batch.replica, [item for _, item in told], batch.now), strict=True):
+            sent.setdefault(uid, []).append(one)
     nothing = Finished(())
-    for number, _ in finished:
-        answers[number] = Finished(tuple(sent[number])) if number in sent else nothing
-
-
-def deliver(db: Database, batch: Batch, items: Sequence[Item]) -> list[Sent]:
-    """Each message is in the inbox of its uid, or of (flow, id); who must know and does not learn it here is woken."""
-    by_id: list[Row] = [(n, flow, id) for n, (uid, flow, id, _) in enumerate(items) if uid is None]
-    by_uid: list[Row] = [(n, uid) for n, (uid, _, _, _) in enumerate(items) if uid is not None]
-    found = chain(
-        BY_ID.read(db, by_id, Target) if by_id else (),
-        BY_UID.read(db, by_uid, Target) if by_uid else (),
-    )
-    targets = {row[0]: row for row in found}
-    sent: list[Sent] = []
-    rows: list[Row] = []
-    early: list[Row] = []
-    there: dict[int, Target] = {}
-    for number, (uid, flow, id, message) in enumerate(items):
-        target = targets.get(number)
-        if target is not None:
-            ended = target[3] in ENDED and message.kind != MessageKind.MESSAGE
-            sent.append(Sent(_hex(target[1]), target[4], message, new=not ended))
-            if not ended:
-                there[number] = target
-                rows.append((_hex(target[1]), 1, *astuple(message)))
-        else:
-            waits = uid is None and message.kind == MessageKind.MESSAGE
-            sent.append(Sent(None, None, message, new=waits))
-            if waits:
-                early.append((flow, id, *astuple(message)))
-    if early and DELIVER_EARLY.run(db, early) < len(early):
-        _seen_before(db, sent, (n for n, s in enumerate(sent) if s.uid is None and s.new), HAS_EARLY)
-    if rows:
-        if DELIVER.run(db, rows) < len(rows):
-            taken = _seen_before(db, sent, there, HAS)
-            there = {n: t for n, t in there.items() if sent[n].new and n not in taken}
-        _wake(db, batch, sent, there)
-    return sent
-
-
-def _seen_before(db: Database, sent: list[Sent], numbers: Iterable[int], has: str) -> set[int]:
-    """What another message with the same key has kept out is not new; gives those that were taken already."""
-    taken: set[int] = set()
-    for number in list(numbers):
-        one = sent[number]
-        there = db.execute(has, (one.message.mid,)).get
-        if there is None:
-            sent[number] = msgspec.structs.replace(one, new=False)
-        elif there == 0:
-            taken.add(number)
-    return taken
-
-
-def _wake(db: Database, batch: Batch, sent: list[Sent], there: dict[int, Target]) -> None:
-    rows: dict[bytes, Row] = {}
-    for number, (_, hexed, flow, state, owner) in there.items():
-        cancel = sent[number].message.kind == MessageKind.CANCEL
-        if state in ENDED or (owner is not None and owner == batch.replica):
-            continue
-        # What is scheduled or blocked goes on for another cause, and looks into its inbox then; only a cancel ends it.
-        if owner is not None or state == "suspended" or cancel:
-            uid = _hex(hexed)
-            cancel = cancel or (uid in rows and rows[uid][4] == 1)
-            rows[uid] = (uid, owner or "", flow, batch.now, int(cancel))
-    if rows:
-        WAKE.run(db, [rows[uid] for uid in sorted(rows)])
+    for number, image in over:
+        said[number] = Finished(tuple(sent[image.uid])) if image.uid in sent else nothing

@@ -1,0 +1,81 @@
+"""What was recorded of one run, as long as it is replayed: the entries to come, in order and by key. Decides nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from perdure.model.records import PUSHED, Entry, Loaded, Pending
+
+
+class Journal:
+    """See the module. Long journals come in pages: `more` says that there are others."""
+
+    __slots__ = ("by_key", "dropped", "edited_seq", "entries", "more", "patches", "pending", "position", "read", "unordered")
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.unordered: dict[str, Entry] = {}
+        """Entries that come when they are asked for, by key."""
+        self.by_key: dict[str, Entry] = {}
+        """Entries of this page and earlier ones that nobody has asked for yet."""
+        self.pending: dict[str, Pending] = {p.key: p for p in loaded.pending}
+        """Pending operations that nobody has asked for yet."""
+        self.dropped: set[str] = set()
+        """Keys that were asked for and dropped: their entries are no-ops."""
+        self.patches: dict[str, bool] = {}
+        """What `patched` has answered in this run."""
+        self.edited_seq = loaded.instance.edited_seq
+        self.read = -1
+        self.turn_page(loaded.entries, more=loaded.more)
+
+    def turn_page(self, entries: list[Entry], *, more: bool) -> None:
+        """These entries come next, and then others if there are `more`."""
+        self.more = more
+        self.position = 0
+        ordered = 0
+        for entry in entries:
+            if entry.seq >= 0:
+                break
+            self.unordered[entry.key] = entry
+            ordered += 1
+        self.entries = entries[ordered:] if ordered else entries
+        for entry in self.entries:
+            if entry.kind not in PUSHED:
+                self.by_key[entry.key] = entry
+        if entries:
+            self.read = entries[-1].seq
+
+    @property
+    def used_up(self) -> bool:
+        """Whether every entry was delivered and every pending operation asked for."""
+        return self.position == len(self.entries) and not self.more and not self.pending
+
+    def next(self) -> Entry:
+        """The entry that is due."""
+        return self.entries[self.position]
+
+    def advance(self) -> None:
+        """The entry that was due is done."""
+        self.entries[self.position] = _GONE  # its payload is not needed twice
+        self.position += 1
+
+    def close(self) -> None:
+        """Nothing is replayed any more; what comes when it is asked for stays."""
+        self.entries, self.position, self.by_key, self.dropped = _NO_ENTRIES, 0, _NO_KEYS, _NO_DROPPED
+
+    def add_unordered(self, entry: Entry) -> None:
+        """The entry was written in this life."""
+        self.unordered[entry.key] = entry
+
+    def free_seq(self) -> int:
+        """The seq of the next unordered entry."""
+        return min((entry.seq for entry in self.unordered.values()), default=0) - 1
+
+    def agrees(self, entry: Entry | Pending) -> bool:
+        """Whether an edit has made the recorded arguments of no account."""
+        return self.edited_seq >= (entry.seq if isinstance(entry, Entry) else 0)
+
+
+_GONE: Final[Any] = None
+_NO_ENTRIES: Final[list[Entry]] = []
+_NO_KEYS: Final[dict[str, Entry]] = {}
+_NO_DROPPED: Final[set[str]] = set()

@@ -1,0 +1,244 @@
+"""Code identities: who runs an instance last ran it with, and which code may still try a blocked one."""
+
+import pytest
+from msgspec.structs import replace
+
+from perdure.errors import LeaseLost
+from perdure.model.records import State
+from perdure.model.writes import Create, Release, Take
+from tests.conformance.kit import (
+    LEASE,
+    Kit,
+    again,
+    block,
+    create,
+    entry,
+    finish,
+    message,
+    mids,
+    numbers,
+    send,
+    suspend,
+    uid,
+)
+
+
+def due(number: int, version: str, at: float = 1.0) -> Create:
+    return create(number, owned=False, due_at=at, version=version)
+
+
+# -- who goes on with an instance
+
+
+async def test_an_instance_is_left_to_a_live_replica_of_the_code_that_last_ran_it(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(*(due(n, v) for n, v in enumerate(["", "v1", "v2", "v3", "v10", "v"])))
+    assert sorted(await kit.claimed("new", version="v2")) == [0, 2, 3, 4, 5]
+    assert await kit.claimed("new", version="v2") == []
+    assert await kit.claimed("old", version="v1") == [1]
+
+
+async def test_when_the_last_replica_of_that_code_has_left_any_other_goes_on(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("older", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(due(1, "v1"))
+    await kit.store.leave("old")
+    assert await kit.claimed("new", version="v2") == []
+    await kit.store.leave("older")
+    assert await kit.claimed("new", version="v2") == [1]
+
+
+async def test_a_replica_that_was_taken_over_keeps_nothing_for_itself(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(due(1, "v1"))
+    kit.clock.now += LEASE * 0.7
+    kit.store.renew("new", LEASE)
+    kit.clock.now += LEASE * 0.7
+    assert await kit.claimed("new", version="v2") == []  # its lease is over, but nobody has taken it over
+    kit.store.renew("new", LEASE)
+    await kit.store.reap("new", kill_hung=False)
+    assert await kit.claimed("new", version="v2") == [1]
+
+
+async def test_nothing_is_left_to_oneself(kit: Kit) -> None:
+    await kit.join("new", "v1")
+    await kit.commit(due(1, "v1"))
+    assert await kit.claimed("new", version="v2") == [1]
+
+
+async def test_woken_and_overlooked_instances_are_left_to_that_code_too(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(create(1), create(2), suspend(1), suspend(2))
+    await kit.commit(send(1, 1), send(2, 2), by=None)
+    assert await kit.claimed("new", version="v2") == []
+    assert await kit.claimed("new", version="v2", thorough=True) == []
+    assert sorted(await kit.claimed("old", version="v1")) == [1, 2]
+
+
+async def test_a_cancel_request_is_for_any_code(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(*(due(n, "v1") for n in (1, 2)), create(3), create(4), suspend(3), block(4))
+    await kit.commit(*(send(n, n, kind="cancel") for n in (1, 3, 4)), by=None)
+    assert sorted(await kit.claimed("new", version="v2")) == [1, 3, 4]
+    assert await kit.claimed("old", version="v1") == [2]
+
+
+async def test_what_is_left_to_others_takes_no_place_in_a_claim(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(*(due(n, "v1", at=float(n)) for n in range(20)), *(due(n, "v2", at=30.0) for n in (50, 51, 52)))
+    assert sorted(await kit.claimed("new", version="v2", limit=3)) == [50, 51, 52]
+
+
+async def test_what_is_left_to_others_is_not_what_is_due_next(kit: Kit) -> None:
+    now = kit.clock.now
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(due(1, "v1", at=now - 5), due(2, "v1", at=now + 2))
+    assert await kit.next_due("new", version="v2") is None
+    await kit.commit(due(3, "v2", at=now + 5))
+    assert await kit.next_due("new", version="v2") == now + 5
+    assert await kit.next_due("old", version="v1") == now - 5
+
+
+async def test_a_release_says_which_code_ran_it(kit: Kit) -> None:
+    await kit.join("old", "v1")
+    await kit.join("new", "v2")
+    await kit.commit(create(1), create(2))
+    await kit.commit(
+        Release(uid(1), State.SCHEDULED, 1.0, version="v2"), Release(uid(2), State.SCHEDULED, 1.0, version="")
+    )
+    assert [(await kit.row(n)).version for n in (1, 2)] == ["v2", "v1"]
+    assert await kit.claimed("old", version="v1") == [2]
+    assert await kit.claimed("new", version="v2") == [1]
+
+
+# -- who may try a blocked instance
+
+
+async def test_code_tries_a_blocked_instance_once_and_once_more_in_another_process(kit: Kit) -> None:
+    await kit.commit(create(1), block(1, "v1", "p1"))
+    assert await kit.tried("v1", "p1") == []
+    assert await kit.tried("v1", "p2") == [1]
+    await kit.commit(block(1, "v1", "p2"))
+    for process in ("p1", "p2", "p3"):
+        assert await kit.tried("v1", process) == []
+    assert await kit.tried("v2", "p1") == [1]
+    await kit.commit(block(1, "v2", "p1"))
+    assert await kit.tried("v1", "p3") == []
+    assert await kit.tried("v2", "p1") == []
+    assert await kit.tried("v2", "p3") == [1]
+
+
+async def test_a_try_is_of_the_code_that_ran_it_last_if_none_is_named(kit: Kit) -> None:
+    await kit.commit(create(1, version="v5"), block(1, "", "p1"))
+    assert (await kit.row(1)).version == "v5"
+    assert await kit.tried("v5", "p1") == []
+    assert await kit.tried("v1", "p1") == [1]
+
+
+async def test_a_claimed_blocked_instance_is_the_replicas_and_given_as_it_was(kit: Kit) -> None:
+    await kit.commit(create(1), send(1, 1, kind="cancel"), block(1))
+    before = await kit.row(1)
+    rows, last = await kit.store.claim_blocked(
+        "a", kit.epochs["a"], flows=["f"], version="v2", process="p1", after=b"", limit=10
+    )
+    assert (rows, last) == ([before], b"")
+    assert await kit.row(1) == replace(before, state=State.RUNNING, owner="a", waiting=False, due_at=None)
+    assert await kit.wakeups() == []
+    assert await kit.claimed() == []
+
+
+async def test_a_longer_journal_may_be_tried_again_by_all(kit: Kit) -> None:
+    await kit.commit(create(1), block(1, "v1", "p1"))
+    assert await kit.tried("v2", "p1") == [1]
+    await kit.commit(entry(1, 1))
+    await kit.commit(block(1, "v2", "p1"))
+    assert await kit.tried("v2", "p1") == []
+    assert await kit.tried("v1", "p1") == [1]
+
+
+async def test_unordered_entries_make_a_journal_no_longer(kit: Kit) -> None:
+    await kit.commit(create(1), block(1, "v1", "p1"))
+    assert await kit.tried("v2", "p1") == [1]
+    await kit.commit(entry(1, -1))
+    await kit.commit(block(1, "v2", "p1"))
+    assert await kit.tried("v1", "p1") == []
+
+
+async def test_an_edited_instance_may_be_tried_again_by_all(kit: Kit) -> None:
+    await kit.commit(create(1), block(1, "v1", "p1"))
+    await kit.edited(1)
+    assert (await kit.row(1)).state is State.BLOCKED
+    assert await kit.tried("v1", "p1") == [1]
+
+
+async def test_the_next_run_may_be_tried_by_all(kit: Kit) -> None:
+    await kit.commit(create(1), block(1, "v1", "p1"))
+    assert await kit.tried("v2", "p1") == [1]
+    await kit.commit(again(1))
+    await kit.commit(block(1, "v2", "p1"))
+    assert await kit.tried("v1", "p1") == [1]
+
+
+async def test_a_blocking_release_sent_again_is_one_try(kit: Kit) -> None:
+    await kit.commit(create(1))
+    await kit.commit(block(1, "v1", "p1"))
+    await kit.commit(block(1, "v1", "p1"))
+    assert await kit.tried("v1", "p2") == [1]
+    await kit.commit(block(1, "v1", "p1"))  # it tried once more, forced
+    assert await kit.tried("v1", "p2") == [1]
+
+
+async def test_other_releases_are_no_tries(kit: Kit) -> None:
+    await kit.commit(create(1), Release(uid(1), State.SCHEDULED, 1.0, version="v1", process="p1"))
+    assert await kit.claimed() == [1]
+    await kit.commit(block(1, "v2", "p1"))
+    assert await kit.tried("v1", "p1") == [1]
+
+
+async def test_only_blocked_instances_that_nobody_owns_are_tried(kit: Kit) -> None:
+    await kit.join("b")
+    await kit.commit(create(1), create(2), create(3), create(4), create(5, owned=False, due_at=1.0))
+    await kit.commit(create(6, flow="g"), create(7))
+    await kit.commit(block(6), block(7), block(3, to="b"), suspend(2), finish(4))
+    assert await kit.tried("v2") == [7]
+
+
+async def test_blocked_instances_are_looked_at_in_pages_by_uid(kit: Kit) -> None:
+    await kit.commit(*(create(n, flow="fgh"[n % 3]) for n in range(1, 13)))
+    await kit.commit(*(block(n, "v2" if n in (4, 7) else "v1") for n in range(1, 13)))
+
+    async def page(after: bytes) -> tuple[list[int], bytes]:
+        rows, last = await kit.store.claim_blocked(
+            "a", kit.epochs["a"], flows=["h", "g"], version="v2", process="p1", after=after, limit=3
+        )
+        return numbers(rows), last
+
+    assert await page(b"") == ([1, 2], uid(4))  # of 1, 2 and 4
+    assert await page(uid(4)) == ([5, 8], uid(8))  # of 5, 7 and 8
+    assert await page(uid(8)) == ([10, 11], b"")
+    assert await page(uid(11)) == ([], b"")
+    assert await page(b"") == ([], b"")
+
+
+async def test_trying_needs_the_fence(kit: Kit) -> None:
+    await kit.commit(create(1), block(1))
+    kit.epochs["a"] += 1
+    with pytest.raises(LeaseLost):
+        await kit.tried("v2")
+    assert (await kit.row(1)).owner is None
+
+
+async def test_a_blocked_instance_that_is_tried_has_all_its_messages(kit: Kit) -> None:
+    await kit.commit(create(1), send(1, 1), send(1, 2))
+    await kit.commit(Take(uid(1), mids(1)[0]), block(1))
+    await kit.commit(send(1, 3), by=None)
+    assert await kit.tried("v2") == [1]
+    assert await kit.inbox(1) == [message(2), message(3)]
+    assert await kit.wakeups() == []
