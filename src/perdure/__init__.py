@@ -26,6 +26,7 @@ from perdure.clock import Duration
 from perdure.codec import Codec, type_name
 from perdure.engine.engine import Engine
 from perdure.engine.panel import Entries, Inbox, Panel
+from perdure.engine.sync_engine import SyncEngine, SyncHandle
 from perdure.errors import (
     AlreadyStarted,
     DoesNotFit,
@@ -43,8 +44,8 @@ from perdure.errors import (
     NotOurs,
     NotRegistered,
     NotSupported,
-    Outdated,
     OutcomeUnknown,
+    Outdated,
     PayloadTooLarge,
     PerdureError,
     Spins,
@@ -67,8 +68,9 @@ __all__ = [
     "Health", "Inbox", "Info", "InitialState", "InstanceNotFound", "LeaseLost", "NonDeterminismError",
     "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported", "OutcomeUnknown",
     "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step",
-    "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream", "Tx",
-    "UnknownType", "WaitsForNothing", "cancel", "capture", "continue_as_new", "current", "delay", "expose",
-    "exposed", "flow", "get_logger", "handle", "logger", "messages", "new_uuid", "now", "patched", "receive",
-    "rng", "run", "send", "send_many", "start", "start_many", "step", "transaction", "type_name",
+    "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
+    "SyncEngine", "SyncHandle", "Tx", "UnknownType", "WaitsForNothing", "cancel", "capture", "continue_as_new",
+    "current", "delay", "expose", "exposed", "flow", "get_logger", "handle", "logger", "messages", "new_uuid",
+    "now", "patched", "receive", "rng", "run", "send", "send_many", "start", "start_many", "step",
+    "transaction", "type_name",
 ]  # fmt: skip

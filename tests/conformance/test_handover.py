@@ -69,7 +69,7 @@ async def test_a_request_to_a_dead_owner_ends_with_it_and_wakes_nobody(kit: Kit)
 
 async def test_an_instance_is_handed_to_a_live_replica_as_it_is(kit: Kit) -> None:
     await kit.join("b")
-    await kit.commit(create(1), create(2), create(3))
+    await kit.commit(create(1), create(2), create(3), send(1, 1))
     await kit.commit(
         suspend(1, due_at=5.0, to="b"), Release(uid(2), State.SCHEDULED, 6.0, to="b"), block(3, "v9", to="b")
     )
@@ -79,6 +79,7 @@ async def test_an_instance_is_handed_to_a_live_replica_as_it_is(kit: Kit) -> Non
         ("b", State.SCHEDULED, False, 6.0, None, "v1"),
         ("b", State.BLOCKED, False, None, "why", "v9"),
     ]
+    assert await kit.wakeups("b") == []  # it is to be edited, not run
     assert await kit.claimed("b", thorough=True) == []
     assert await kit.next_due("b") is None
 

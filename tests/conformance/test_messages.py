@@ -322,12 +322,6 @@ async def test_unfinished_attached_children_are_asked_to_cancel(kit: Kit) -> Non
     assert await kit.wakeups("b") == [6]
 
 
-async def test_answers_come_before_cancel_requests_whoever_ended_first(kit: Kit) -> None:
-    await kit.commit(create(1), create(2), create(3, parent=1), watch(3, 2))
-    await kit.commit(finish(1, children=True), finish(2))
-    assert [m.kind for m in await kit.inbox(3)] == ["answer", "cancel"]
-
-
 async def test_no_child_is_looked_for_unless_told(kit: Kit) -> None:
     await kit.commit(create(1), create(2, parent=1))
     assert await kit.one(finish(1)) == Finished(())

@@ -37,9 +37,7 @@ Event = str | Say | Cancel | int
 class Change:
     """One change of a flow's source; see the module."""
 
-    def __init__(
-        self, *edits: str, seen: int | set[int] | None, waits: Iterable[int] = (), lint: bool = False
-    ) -> None:
+    def __init__(self, *edits: str, seen: int | set[int] | None, waits: Iterable[int] = (), lint: bool = False) -> None:
         assert len(edits) % 2 == 0
         self.edits = list(zip(edits[::2], edits[1::2], strict=True))
         self.seen = seen
@@ -63,7 +61,7 @@ class Case:
         for old, new in self.changes[change].edits if change is not None else ():
             assert text.count(old) == 1, f"{self.name} {change}: {old!r} is not there once"
             text = text.replace(old, new)
-        return text.replace("async def main():\n", "async def main():\n    begin()\n")
+        return text.replace("async def main():\n", "async def main():\n    begun()\n")
 
     def file(self, change: str | None) -> str:
         """The name under which the source is compiled."""
@@ -390,7 +388,8 @@ _ALL = [
         longer=Change("timeout(60)", "timeout(90)", seen=None),
         no_timeout=Change("asyncio.timeout(60)", "contextlib.nullcontext()", seen=1),
         step_outside=Change("    a = await pay(1)", "a = await pay(1)", seen=None),
-        step_first=Change("got = await receive(str)", "a = await pay(1)", "a = await pay(1)\n    return", "got = await receive(str)\n    return",
+        step_first=Change("got = await receive(str)", "a = await pay(1)", "a = await pay(1)\n    return",
+                          "got = await receive(str)\n    return",
                           seen=1),
         two_limits=Change("a = await", "async with asyncio.timeout(5): a = await", seen=2),
     ),
@@ -472,6 +471,18 @@ _ALL = [
         both_at_once=Change("order = await receive(int)", "order, word = await asyncio.gather(receive(int), receive(str, name='word'))",
                             "word = await receive(str, name=\"word\")", "pass", seen=1),
         received_once_more=Change("[order,", "[order, await receive(str, name='word', timeout=5, default=None),", seen=4),
+    ),
+    Case(
+        "lists",
+        """
+        async def main():
+            numbers = await receive(list[int])
+            a = await pay(*numbers)
+            return [a, await receive(str)]
+        """,
+        Say([1, 2]), "pay", Say("end"),
+        other_elements=Change("list[int]", "list[str]", "pay(*numbers)", "pay(1, 2)", seen=1, waits={0}),
+        other_container=Change("list[int]", "tuple[int, ...]", seen=1, waits={0}),
     ),
     Case(
         "stream",
@@ -755,6 +766,20 @@ _ALL = [
         id_of_an_object=Change("mail(2)", "mail(id(object()))", seen=3),
         chance_in_the_result=Change("[a, b, c,", "[a, b, c, random.random(),", seen=None, lint=True),
         clock_decides_nothing=Change("c = await", "time.time() > 0 and 1; c = await", seen=None),
+    ),
+    Case(
+        "lambdas",
+        """
+        async def main():
+            a = await quietly(lambda: "one")
+            b = await quietly(lambda: "two")
+            return [a, b, await pay(3), await receive(str)]
+        """,
+        "pay", Say("end"),
+        swapped=Change("a = await quietly(lambda: \"one\")", "b = await quietly(lambda: \"two\")",
+                       "b = await quietly(lambda: \"two\")\n    return", "a = await quietly(lambda: \"one\")\n    return",
+                       seen=None, lint=True),
+        named=Change("(lambda: \"one\")", "(lambda: \"one\", name='one')", seen=0),
     ),
     Case(
         "exposed",

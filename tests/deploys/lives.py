@@ -4,15 +4,16 @@ Each life is an engine of its own that dies at the end. What steps do to the wor
 the flow, is noted outside of the engine. As `python -m tests.deploys.lives` it is a process that plays lives on demand,
 so that one can have another hash seed.
 """
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import perdure
 from perdure import OutcomeUnknown, Retry, State, current, step
 from perdure.api import step as library
 from perdure.api.info import shown
-from perdure.codec import decode
-from perdure.model.records import Entry, Kind, Message, Pending
+from perdure.codec import decode, fits
+from perdure.model.records import Entry, Instance, Kind, Message, Pending
 from tests.deploys.corpus import CASES, Cancel, Case, Event, Say
 from tests.support.clock import ManualClock, until
 from tests.support.world import World, eventually
@@ -92,7 +93,8 @@ def root() -> str:
     return (me.parent[1] if me.parent is not None else me.id).partition("-")[0]
 
 
-def text(value: object) -> str:
+def text(value: Any) -> str:
+    """The same in every process."""
     return "{" + ", ".join(sorted(map(text, value))) + "}" if isinstance(value, set) else str(value)
 
 
@@ -107,7 +109,7 @@ def label(name: str, args: tuple[Any, ...]) -> str:
 Words = Callable[..., str]
 
 
-def noted(outside: Outside, call: Callable[..., Any], words: Words, fits: Callable[..., bool] | None = None) -> Any:
+def noted(outside: Outside, call: Callable[..., Any], words: Words, right: Callable[..., bool] | None = None) -> Any:
     """The durable call; what it gives is noted, with whether it fits what was asked."""
 
     async def noted_call(*args: Any, **options: Any) -> Any:
@@ -115,9 +117,9 @@ def noted(outside: Outside, call: Callable[..., Any], words: Words, fits: Callab
         try:
             got = await call(*args, **options)
         except Exception as error:
-            outside.note(words(*args), error, describes(error, words(*args)) if fits is None else fits(error, *args))
+            outside.note(words(*args), error, describes(error, words(*args)) if right is None else right(error, *args))
             raise
-        outside.note(words(*args), got, describes(got, words(*args)) if fits is None else fits(got, *args))
+        outside.note(words(*args), got, describes(got, words(*args)) if right is None else right(got, *args))
         return got
 
     # It counts as the library's own, so that a reason names the line of the flow and not the one above.
@@ -133,9 +135,8 @@ def describes(got: object, asked: str) -> bool:
 
 
 def is_one_of(got: object, *forms: Any) -> bool:
-    """Whether a receive may give it: a float may be an int, and a default None."""
-    wider = (int,) if float in forms else ()
-    return isinstance(got, (*forms, *wider, TimeoutError, type(None)))
+    """Whether a receive may give it; a default here is None."""
+    return isinstance(got, TimeoutError | None) or any(fits(got, form) for form in forms)
 
 
 def namespace(outside: Outside) -> dict[str, Any]:
@@ -150,19 +151,26 @@ def namespace(outside: Outside) -> dict[str, Any]:
     async def look(*args: Any) -> str:
         return await outside.effect("look", args)
 
-    names = "pay ship mail book fetch rate log undo check declined deliver".split()
+    def captured(work: Any, *args: Any) -> str:
+        return label(work.__name__, args)
+
+    def child(flow: Any, *args: Any) -> str:
+        return label(flow.name, args)
+
+    names = ["pay", "ship", "mail", "book", "fetch", "rate", "log", "undo", "check", "declined", "deliver"]
     found: dict[str, Any] = {name: getattr(perdure, name) for name in perdure.__all__}
     return found | {
         **{name: unit(name) for name in names},
         "anyio": anyio,
-        "begin": lambda: outside.begun.add(root()),
-        "capture": noted(outside, perdure.capture, lambda work, *args: label(work.__name__, args)),
+        "begun": lambda: outside.begun.add(root()),
+        "capture": noted(outside, perdure.capture, captured),
         "look": look,
         "once": unit("once", at_most_once=True),
         "once_or_more": unit("once"),
         "other_once": unit("other_once", at_most_once=True),
+        "quietly": noted(outside, perdure.capture, captured, lambda *_: True),
         "receive": noted(outside, perdure.receive, lambda *forms: f"receive {forms}", is_one_of),
-        "run": noted(outside, perdure.run, lambda flow, *args: label(flow.name, args)),
+        "run": noted(outside, perdure.run, child),
         "shaky": unit("shaky", retry=Retry(attempts=3, initial=10)),
         "stubborn": unit("shaky", retry=Retry(attempts=9, initial=5)),
     }
@@ -200,17 +208,24 @@ class Record(msgspec.Struct):
         return {f"{e.uid.hex()}.{e.run}.{e.key}" for e in self.journal if e.kind == Kind.STEP}
 
 
+async def rows_of(engine: perdure.Engine, case: Case) -> dict[int, list[Instance]]:
+    """By the place where it stopped: the instance, first, and those that it started."""
+    rows = await engine._store.find(flow=None, states=None, since=None, after=None, limit=500)
+    found = {int(row.id): [row] for row in rows if row.flow == case.name}
+    names = {row.uid: k for k, (row,) in found.items()}
+    for row in rows:
+        if row.flow != case.name:
+            found[names[row.parent] if row.parent is not None else int(row.id.partition("-")[0])].append(row)
+    return found
+
+
 async def family(engine: perdure.Engine, case: Case, k: int) -> list[Record]:
-    """The instance that stopped there, first, and those that it started."""
-    store = engine._store
-    rows = await store.find(flow=None, states=None, since=None, after=None, limit=500)
-    mine = [row for row in rows if row.flow == case.name and row.id == str(k)]
-    uids = {row.uid for row in mine}
-    mine += [row for row in rows if row.parent in uids or row.id.startswith(f"{k}-")]
-    loaded = {one.instance.uid: one for one in await store.load([row.uid for row in mine])}
+    """What is on disk of the instance that stopped there, and then of those that it started."""
+    uids = [row.uid for row in (await rows_of(engine, case))[k]]
     return [
         Record(f"{row.flow} {row.id!r}", row.uid, shown(row), row.reason, one.entries, one.pending, one.inbox)
-        for row, one in ((loaded[row.uid].instance, loaded[row.uid]) for row in mine)
+        for one in sorted(await engine._store.load(uids), key=lambda one: uids.index(one.instance.uid))
+        for row in [one.instance]
     ]
 
 
@@ -265,8 +280,7 @@ async def first_life(case: Case, folder: Path) -> First:
         """Grows with all that happens to the instance and its children."""
         begun = sum(whose == str(k) for whose, _, _ in outside.ran)
         return begun + sum(
-            len(record.journal) + sum(row.attempt for row in record.pending)
-            for record in await family(engine, case, k)
+            len(record.journal) + sum(row.attempt for row in record.pending) for record in await family(engine, case, k)
         )
 
     async def ready(k: int, event: Event) -> None:
@@ -295,7 +309,7 @@ async def first_life(case: Case, folder: Path) -> First:
                 case seconds:
                     now += seconds
                     await pace.at(now)
-            await eventually(lambda: marks(k), lambda found: found > before)
+            await eventually(functools.partial(marks, k), before.__lt__)
         await ready(k, case.script[k])
         return await family(engine, case, k)
 
@@ -353,27 +367,26 @@ async def later_life(
                 await handle.cancel()
                 told.add(k)
 
-    async def stands(k: int) -> State:
-        records = await family(engine, case, k)
-        state = records[0].state
-        return State.BLOCKED if not state.ended and any(r.state is State.BLOCKED for r in records) else state
+    def stands(rows: list[Instance]) -> State:
+        state = shown(rows[0])
+        return State.BLOCKED if not state.ended and any(row.state is State.BLOCKED for row in rows) else state
 
     async def over() -> bool:
         """Whether nothing more happens to any of them."""
-        states = {k: await stands(k) for k in handles}
+        states = {k: stands(rows) for k, rows in (await rows_of(engine, case)).items() if k in handles}
         left = {k: state for k, state in states.items() if not state.ended and (only or state is not State.BLOCKED)}
         for k, state in left.items():
             if state is not State.SUSPENDED or (k in told and str(k) not in outside.begun):
                 return False  # something moves, or is about to
-        if left.keys() <= waits:
+        if left.keys() <= waits and all(str(k) in outside.begun for k in left):
             return True
         world.clock.advance(60)  # nobody does anything but wait
         return False
 
     await eventually(over, seconds=10)
-    found = {}
+    found: dict[int, Found] = {}
     for k, handle in handles.items():
-        state = await stands(k)
+        state = stands((await rows_of(engine, case))[k])
         found[k] = Found(
             state,
             await _result(handle, state),
@@ -420,7 +433,7 @@ class Process:
     """A process with a hash seed of its own that plays lives."""
 
     def __init__(self, hash_seed: int) -> None:
-        environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join([*sys.path])}
+        environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "tests.deploys.lives"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
@@ -443,17 +456,6 @@ class Process:
         stdin.close()
         self._process.wait(10)
         stdout.close()
-
-
-@contextmanager
-def processes(*hash_seeds: int) -> Iterator[list[Process]]:
-    """Processes with these hash seeds."""
-    pool = [Process(seed) for seed in hash_seeds]
-    try:
-        yield pool
-    finally:
-        for process in pool:
-            process.close()
 
 
 def main() -> None:

@@ -417,12 +417,12 @@ engine.close()
     assert ended(program) == (0, "can't start new thread\n", "")
 
 
-def test_a_forked_child_is_told_and_makes_its_own(start_program: Start, tmp_path: Path) -> None:
+def test_a_forked_child_is_told_and_opens_what_was_not_open(start_program: Start, tmp_path: Path) -> None:
     program = start_program(
         """
 from tests.support.sync import every_call, every_handle_call, every_panel_call
 
-before = opened(briefly)  # made, not opened: as a module does that is loaded before the server forks
+made = SyncEngine("sqlite:///" + sys.argv[2], flows=[briefly])  # as a module does that is loaded before the server forks
 with opened(waits, briefly) as engine:
     handle = engine.start(waits, id="1")
     found, panel = engine.find(), engine.panel(waits, "1")
@@ -434,23 +434,61 @@ with opened(waits, briefly) as engine:
             try:
                 call()
             except ForkedEngine as error:
-                assert "make an engine of its own here" in str(error)
+                assert "fork first, and open the engine in the child" in str(error)
             else:
                 say("not refused", name)
         engine.close()  # it is the parent's
-        with before:
-            say("child", before.run(briefly, id="c", timeout=10))
-            before.send(waits, "1", "from the child")
+        with made:
+            say("child", made.run(briefly, id="c", timeout=10))
         sys.exit(0)  # through the parent's `with` and what is done at the end of a process
-    say("parent", handle.result(timeout=10))
     assert os.waitpid(child, 0)[1] == 0
-    say("after", engine.run(briefly, id="p", timeout=10))
+    handle.send("it goes on")
+    say("parent", handle.result(timeout=10), engine.run(briefly, id="p", timeout=10))
+""",
+        tmp_path / "parent.db",
+        tmp_path / "child.db",
+    )
+    assert ended(program) == (0, "child brief\nparent it goes on brief\n", "")
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a fork inherits what SQLite knows of open files: `SqliteStore.open` must refuse"
+)
+def test_what_is_acknowledged_in_a_fork_of_who_had_the_database_open_is_kept(
+    start_program: Start, tmp_path: Path
+) -> None:
+    """Refused or kept: the parent's last close takes the log away under the child, whose locks SQLite thinks it has."""
+    program = start_program(
+        """
+parent = opened(waits)
+parent.open()
+closed, tell = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(tell)
+    own = opened(waits)
+    try:
+        own.open()
+    except ForkedEngine:
+        say("refused")
+        os._exit(0)
+    say("opened")
+    os.read(closed, 1)
+    own.start(waits, id="1")
+    say("acknowledged")
+    os._exit(0)
+sys.stdin.readline()
+parent.close()
+os.close(tell)
+os.waitpid(child, 0)
 """,
         tmp_path / "x.db",
     )
-    code, out, errors = ended(program)
-    assert (code, errors) == (0, "")
-    assert sorted(out.splitlines()) == ["after brief", "child brief", "parent from the child"]
+    answer = said(program)
+    _, out, _ = ended(program, "go on\n")
+    assert (answer, out) in [("refused", ""), ("opened", "acknowledged\n")]
+    with SyncEngine(f"sqlite:///{tmp_path / 'x.db'}", execute=False) as engine:
+        assert [info.id for info in engine.find()] == ([] if answer == "refused" else ["1"])
 
 
 @pytest.mark.xfail(strict=True, reason="`Replica.stop` asks for a thread, which the end of a process has not any more")

@@ -51,9 +51,13 @@ class Counted(Through):
         """How often each instance was claimed, blocked or not."""
         self.asked = 0
         """How often it was asked for blocked instances."""
+        self.may_claim = asyncio.Event()
+        """While it is not set, the engine comes too late for everything."""
+        self.may_claim.set()
 
     async def claim(self, *args: Any, **options: Any) -> Any:
         """See Store."""
+        await self.may_claim.wait()
         rows, due = await self.real.claim(*args, **options)
         self.claimed.update(row.uid for row in rows)
         return rows, due

@@ -13,7 +13,7 @@ from perdure import Engine, EngineClosed, Handle, Panel, State, Store
 from perdure.model.records import Entry, Instance, Message, Pending
 from perdure.stores.memory import MemoryStore
 from perdure.stores.sqlite import SqliteStore
-from tests.support.clock import manual_system
+from tests.support.clock import manual_system, until
 
 
 class World:
@@ -109,6 +109,13 @@ class World:
     async def unloaded(self, handle: Handle[Any]) -> None:
         """The instance waits and is in no engine's memory."""
         await eventually(lambda: self.row(handle), lambda row: row.state is State.SUSPENDED and row.owner is None)
+
+    async def leaving(self, handle: Handle[Any]) -> None:
+        """The engine that has the instance in memory knows that it was asked to give it up."""
+        uid = (await self.row(handle)).uid
+        schedulers = [engine._member.scheduler for engine in self._engines if engine._member is not None]
+        resident = [s.resident[uid] for s in schedulers if s is not None and uid in s.resident]
+        await until(lambda: any(execution.leaving is not None for execution in resident))
 
     async def blocked(self, handle: Handle[Any]) -> str:
         """The instance is set aside; gives the reason."""

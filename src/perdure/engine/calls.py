@@ -25,6 +25,7 @@ from perdure.engine.operations import (
     SendOp,
     StartOp,
     WaitOp,
+    cancel_request,
     new_message,
 )
 from perdure.engine.stepping import StepOp
@@ -121,7 +122,7 @@ class Calls:
         """The end of another instance is requested."""
         check_name(id, "id")
         digest = self.run.payloads.digest(reason, "reason")
-        return self.run.ask(CancelOp(self.run, self.run.cancel_request(flow, id, reason), digest), place)
+        return self.run.ask(CancelOp(self.run, cancel_request(self.run, flow, id, reason), digest), place)
 
     def transaction(
         self, place: Place, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...], id: str | None
@@ -129,7 +130,7 @@ class Calls:
         """A transaction on the flow's own database is asked for."""
         name = getattr(work, "__qualname__", type(work).__qualname__)
         encoded = self.run.payloads.arguments(args, {}, name)
-        return self.run.ask(TransactionOp(self.run, name, work, args, encoded), place, id)
+        return self.run.ask(TransactionOp(self.run, name, work, args, encoded, copy_context()), place, id)
 
     def next_run(self, args: tuple[Any, ...]) -> NextRun:
         """What ends this run and begins the next with these arguments. Raises TypeError if they do not fit the flow."""

@@ -96,7 +96,7 @@ class Claims:
                 logger.warning("%r: its journal cannot be read now, tried again: %s", execution, error)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:
-                execution.broken(error)
+                execution.block(error)
                 return
             else:
                 execution.page(entries, more=more)

@@ -122,6 +122,31 @@ class Committer:
         self.write_and_tell(write, told)
         return await future
 
+    async def ask_all(self, writes: Sequence[Write]) -> list[Answer]:
+        """The answers to the writes, in their order, when all are durable; or the first error."""
+        answers: list[Answer] = [None] * len(writes)
+        done: asyncio.Future[None] = self._real.create_future()
+        left = len(writes)
+
+        def teller(i: int) -> Told:
+            def told(answer: Answer, error: BaseException | None) -> None:
+                nonlocal left
+                left -= 1
+                answers[i] = answer
+                if not done.done():
+                    if error is not None:
+                        done.set_exception(error)
+                    elif left == 0:
+                        done.set_result(None)
+
+            return told
+
+        for i, write in enumerate(writes):
+            self.write_and_tell(write, teller(i))
+        if writes:
+            await done
+        return answers
+
     def discard(self, uid: bytes) -> None:
         """What was written of this instance and is in no batch yet is not made."""
         for i, write in enumerate(self._writes):
@@ -324,7 +349,6 @@ class Committer:
             part = sorted(i for group in half for i in group)
             answers |= dict(zip(part, await self._until_done([writes[i] for i in part]), strict=True))
         return [answers[i] for i in range(len(writes))]
-
 
     async def _refused(self, writes: list[Write], error: StoreRefused) -> Sequence[Outcome]:
         """One instance's writes, or an outsider's: halved between entries until the culprit is alone. What the instance

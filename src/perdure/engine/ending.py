@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from perdure.api.scope import NextRun
 from perdure.engine.operations import escaped
-from perdure.errors import NotEncodable, PayloadTooLarge
+from perdure.errors import NotEncodable, PayloadTooLarge, PerdureError
 from perdure.model.records import State
 from perdure.model.writes import Continue, Finish
 
@@ -87,6 +88,15 @@ def _next_run(run: Execution, arguments: bytes) -> Continue:
     version = run.host.version_of(run.instance.flow)
     begun = run.host.begun(run.uid, run.number + 1, run.instance.flow, version, run.host.now())
     return Continue(run.uid, run.number + 1, arguments, version, begun, run.has_children)
+
+
+def unhandled(run: Execution, context: dict[str, Any]) -> None:
+    """Something in the flow raised where nobody catches it: the log says so."""
+    error = context.get("exception")
+    if run.stopped and not isinstance(error, PerdureError):
+        return  # what an unloaded flow's code raises while it is torn down
+    text = "".join(traceback.format_exception(error)) if error is not None else ""
+    logger.error("%r: %s %s", run, context.get("message", "unhandled error"), text)
 
 
 def unload(run: Execution) -> list[FlowTask]:

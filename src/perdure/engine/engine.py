@@ -5,15 +5,13 @@ outside.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -27,7 +25,6 @@ from perdure.api.schedule import SCHEDULE, Cron, remove_schedule, schedule_flow,
 from perdure.api.scope import outside_flow
 from perdure.clock import Duration, seconds, to_epoch
 from perdure.engine import collector, mending
-from perdure.engine.committer import Committer, Told
 from perdure.engine.identity import code_identity
 from perdure.engine.membership import Membership
 from perdure.engine.names import check_name
@@ -35,6 +32,7 @@ from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
 from perdure.engine.scheduler import Settings
+from perdure.engine.serving import registered, until_stopped
 from perdure.engine.waiters import Ended
 from perdure.errors import (
     AlreadyStarted,
@@ -46,7 +44,7 @@ from perdure.errors import (
 )
 from perdure.model.records import Entry, Instance, Message, State
 from perdure.model.retry import Retry
-from perdure.model.writes import Answer, Create, Existing, Send, Write
+from perdure.model.writes import Answer, Create, Existing, Send
 from perdure.stores.contract import Store
 from perdure.stores.open import open_store
 
@@ -106,7 +104,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         kill_hung: bool = False,
     ) -> None:
         self._store: Store = open_store(store) if isinstance(store, str) else store
-        self._flows = _registered(flows)
+        self._flows = registered(flows)
         if execute:
             self._flows[SCHEDULE] = schedule_flow
         self._execute = execute
@@ -185,31 +183,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
                 await self.serve()
             return
         self._check()
-        asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        stopping: asyncio.Task[None] | None = None
-
-        def on_signal() -> None:
-            if asked.is_set():
-                logger.warning("second signal: stopping hard; running steps begin again elsewhere")
-                if stopping is not None:
-                    stopping.cancel()
-            asked.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            await asked.wait()
-            stopping = loop.create_task(self._stop(self._drain))
-            try:
-                await asyncio.shield(stopping)
-            except asyncio.CancelledError:
-                if not stopping.cancelled():
-                    raise
-                await self._stop(0.0)
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+        await until_stopped(self._stop, self._drain)
 
     async def health(self, *, timeout: Duration = 5.0) -> Health:
         """How this engine is; the store was read and written for it.
@@ -400,33 +374,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """
         member = self._check()
         writes = [self._create(member, flow, item[1:], item[0], None, None) for item in items]
-        answers = await self._ask_all(member.committer, writes)
+        answers = await member.committer.ask_all(writes)
         return [self._started(write, answer) for write, answer in zip(writes, answers, strict=True)]
-
-    async def _ask_all(self, committer: Committer, writes: Sequence[Write]) -> list[Answer]:
-        answers: list[Answer] = [None] * len(writes)
-        if not writes:
-            return answers
-        done: asyncio.Future[None] = self._real.create_future()
-        left = len(writes)
-
-        def teller(i: int) -> Told:
-            def told(answer: Answer, error: BaseException | None) -> None:
-                nonlocal left
-                left -= 1
-                answers[i] = answer
-                if not done.done():
-                    if error is not None:
-                        done.set_exception(error)
-                    elif left == 0:
-                        done.set_result(None)
-
-            return told
-
-        for i, write in enumerate(writes):
-            committer.write_and_tell(write, teller(i))
-        await done
-        return answers
 
     # ------------------------------------------------------------ sending
 
@@ -469,9 +418,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """All messages are on disk. Not one transaction: give keys and repeat it after an error."""
         member = self._check()
         name = name_of(flow)
-        await self._ask_all(
-            member.committer, [self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items]
-        )
+        await member.committer.ask_all([self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items])
 
     async def cancel(self, flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
         """The request to end is on disk. Nothing happens to an instance that has ended.
@@ -634,28 +581,3 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             if len(rows) < 500:
                 return
             after = rows[-1].uid
-
-
-def _registered(flows: Iterable[AnyFlow | ModuleType]) -> dict[str, FlowFunction[..., Any]]:
-    """The flows by name.
-
-    Raises:
-        TypeError: something is not a flow.
-        ValueError: two flows have the same name.
-    """
-    found: dict[str, FlowFunction[..., Any]] = {}
-    for item in flows:
-        if isinstance(item, ModuleType):
-            members = [
-                cast("AnyFlow", value) for _, value in inspect.getmembers(item) if isinstance(value, FlowFunction)
-            ]
-            if not members:
-                raise ValueError(f"module {item.__name__} has no flow in it")
-        elif isinstance(cast("object", item), FlowFunction):
-            members = [item]
-        else:
-            raise TypeError(f"{item!r} is not a flow; decorate it with @flow")
-        for function in members:
-            if found.setdefault(function.name, function) is not function:
-                raise ValueError(f"two flows are named {function.name!r}; give one of them another name=")
-    return found

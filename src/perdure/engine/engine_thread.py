@@ -63,7 +63,10 @@ class EngineThread:
     def check_pid(self) -> None:
         """Raises ForkedEngine where the thread is not."""
         if not self.is_of_this_process():
-            raise ForkedEngine("this process was forked after the engine was opened; make an engine of its own here")
+            raise ForkedEngine(
+                "this process was forked after the engine was opened, and has not its thread; fork first, and open the "
+                "engine in the child"
+            )
 
     def is_this_thread(self) -> bool:
         """Whether the caller runs on the engine's thread."""

@@ -10,20 +10,17 @@ while it lives. The rules are design points of their own:
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import itertools
 import logging
-import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure import codec
 from perdure.api.scope import Place, fresh_context, scope
 from perdure.engine import differences, ending
 from perdure.engine.calls import Calls
+from perdure.engine.due import Due
 from perdure.engine.host import Host
 from perdure.engine.journal import Journal
-from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer
+from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer, salt
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.names import check_name
 from perdure.engine.operations import (
@@ -36,7 +33,6 @@ from perdure.engine.operations import (
     TimerOp,
     WaitOp,
     begun_with,
-    cancel_message,
     mark,
 )
 from perdure.engine.payloads import Payloads
@@ -44,10 +40,9 @@ from perdure.engine.stepping import StepOp
 from perdure.engine.transacting import TransactionOp
 from perdure.errors import (
     DuplicateId,
-    PerdureError,
 )
-from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
-from perdure.model.writes import Expose, PendingDrop, Send, Update, Write
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message
+from perdure.model.writes import Expose, PendingDrop, Update, Write
 
 if TYPE_CHECKING:
     from perdure.api.flow import FlowFunction
@@ -64,10 +59,11 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_ending", "_explicit", "_reading", "_stale", "again", "alarm", "asked", "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated",
-        "had_waited", "has_children", "host", "instance", "journal", "leaving", "live", "loop", "mailbox", "main", "number", "ops",
-        "parent", "parked_at", "payloads", "problem", "restarted", "root", "running", "schedule", "seq", "stopped",
-        "timers", "to_cancel", "to_go", "transaction", "uid", "waiting",
+        "__weakref__", "_ahead", "_ending", "_explicit", "_reading", "_stale", "again", "alarm", "asked",
+        "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited",
+        "has_children", "host", "instance", "journal", "leaving", "live", "loop", "mailbox", "main", "number",
+        "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root", "running", "schedule", "seq",
+        "stopped", "timers", "to_cancel", "to_go", "transaction", "uid", "waiting",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  the state of an instance, in one place
@@ -86,7 +82,7 @@ class Execution:
         self.instance = instance
         self.uid = instance.uid
         self.number = instance.run
-        self.loop = FlowLoop(host.real, self, _salt(instance.uid))
+        self.loop = FlowLoop(host.real, self, salt(instance.uid))
         self.root = Place(Calls(self, self.loop), None)
         self.mailbox = Mailbox(self, loaded.inbox)
         self.main: FlowTask | None = None
@@ -99,7 +95,7 @@ class Execution:
         self.to_cancel: list[StepOp] = []
         self.running: dict[StepOp | ReadOp | TransactionOp, None] = {}
         """Steps that run now, those dropped and not yet ended included."""
-        self.timers: list[tuple[float, int, Op]] | None = None
+        self.timers: Due | None = None
         self.alarm: Any = None
         """The host's, for the earliest of the timers."""
         self.seq = 0
@@ -162,31 +158,30 @@ class Execution:
             return op
         if (entry is None or entry.kind == Kind.AGAIN) and key in journal.pending:
             row = journal.pending.pop(key)
-            if not self._agrees(op, row, row.kind):
-                self._block(differences.other_call(self, op, f"{row.kind} {row.name} (begun)", "a pending operation"))
+            if not journal.agrees(op, row):
+                self.block(differences.other_call(self, op, f"{row.kind} {row.name} (begun)", "a pending operation"))
                 return op
             assert isinstance(op, StepOp)  # noqa: S101  only steps have pending rows, and the kinds agree
-            op.row, op.intent, op.failures = True, row.intent, row.attempt
-            op.next_at, op.error, op.progress = row.next_at, row.error, row.progress
+            op.resume(row)
         return op
 
     def _give_unordered(self, op: Op, entry: Entry) -> None:
         if entry.kind != op.kind or (entry.name and entry.name != op.name):
-            self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", "an entry that was put there"))
+            self.block(differences.other_call(self, op, f"{entry.kind} {entry.name}", "an entry that was put there"))
             return
         try:
             op.restore(entry)
         except Exception as error:  # a stored value that today's code cannot take
-            self._block(error)
+            self.block(error)
             return
         if entry.failed:
             mark(op.future.exception(), entry.seq)
 
     def _fits(self, op: Op, entry: Entry) -> bool:
         """Whether the entry is of what the code asks for; if not, the instance is blocked."""
-        if self._agrees(op, entry, Kind.STEP if entry.kind == Kind.AGAIN else entry.kind):
+        if self.journal.agrees(op, entry):
             return True
-        self._block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
+        self.block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
         return False
 
     def _explicit_key(self, id: str) -> str:
@@ -197,13 +192,6 @@ class Execution:
             raise DuplicateId(f"{self!r}: id={id!r} was used before in this run; an id names one operation")
         self._explicit.add(id)
         return "=" + id
-
-    def _agrees(self, op: Op, found: Entry | Pending, kind: str) -> bool:
-        if op.kind != kind or op.name != found.name:
-            return False
-        if op.digest == found.digest or self.journal.agrees(found):
-            return True
-        return found.arguments is not None and op.digest == op.digest_today(found.arguments)
 
     def timer(self, handle: FlowTimer) -> None:
         """See `loop.Owner`."""
@@ -231,7 +219,9 @@ class Execution:
             self.journal.dropped.add(op.key)
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
-            elif isinstance(op, WaitOp) and self.journal.position == len(self.journal.entries) and not self.journal.more:
+            elif (
+                isinstance(op, WaitOp) and self.journal.position == len(self.journal.entries) and not self.journal.more
+            ):
                 op.dropped()  # after the last entry: what was written then may be lost, and is the same if it is not
 
     # ------------------------------------------------------------ delivering (called by the loop when it is idle)
@@ -264,7 +254,7 @@ class Execution:
                 if completed.pop(0).record():
                     return True
             except Exception as error:
-                self._block(error)
+                self.block(error)
                 return False
         return False
 
@@ -276,7 +266,7 @@ class Execution:
         if entry.kind not in PUSHED:
             op = self.ops.pop(entry.key, None)
             if op is None and entry.key not in journal.dropped:
-                self._block(differences.unasked_entry(self, entry))
+                self.block(differences.unasked_entry(self, entry))
                 return False
         journal.advance()
         self.seq = entry.seq + 1
@@ -287,7 +277,7 @@ class Execution:
             elif entry.kind in PUSHED:
                 self._push(entry)
         except Exception as error:  # stored values or arguments that today's code cannot take
-            self._block(error)
+            self.block(error)
             return False
         return True
 
@@ -302,7 +292,7 @@ class Execution:
         try:
             return self.completed.pop(0).record()
         except Exception as error:
-            self._block(error)
+            self.block(error)
             return False
 
     def _read_on(self) -> None:
@@ -346,7 +336,7 @@ class Execution:
     def _go_live(self) -> bool:
         """The journal is used up: what was asked for and is not in it begins, in the order of asking."""
         if self.journal.pending:
-            self._block(differences.unasked_pending(self, next(iter(self.journal.pending.values()))))
+            self.block(differences.unasked_pending(self, next(iter(self.journal.pending.values()))))
             return False
         self.live = True
         self.journal.close()
@@ -391,22 +381,10 @@ class Execution:
             )  # fmt: skip
         self.gate = self.host.write(
             Entry(
-                self.uid,
-                self.number,
-                seq,
-                op.key,
-                op.kind,
-                op.name,
-                op.arguments,
-                op.digest,
-                op.failed,
-                op.outcome,
-                attempts,
-                started_at,
-                at,
-                op.ref,
+                self.uid, self.number, seq, op.key, op.kind, op.name, op.arguments, op.digest, op.failed, op.outcome,
+                attempts, started_at, at, op.ref,
             )
-        )
+        )  # fmt: skip
 
     def append_pushed(self, kind: str, name: str, arguments: bytes | None, message: Message) -> None:
         """What came by itself is the next entry."""
@@ -445,17 +423,10 @@ class Execution:
         answer = journal.patches.get(id)
         if answer is None:
             check_name(id, "id")
-            key = "~" + id
-            answer = key in journal.unordered
-            if not answer and not self.stopped and (self.live or journal.used_up):
-                answer = True
-                at = self.loop.now
-                entry = Entry(
-                    self.uid, self.number, journal.free_seq(), key, Kind.PATCHED, id, None, b"", False, None, 0, at, at
-                )
-                journal.add_unordered(entry)
+            new = not self.stopped and (self.live or journal.used_up)
+            answer, entry = journal.patch(id, self.uid, self.number, self.loop.now, new=new)
+            if entry is not None:
                 self.write(entry)
-            journal.patches[id] = answer
         return answer
 
     @property
@@ -463,56 +434,33 @@ class Execution:
         """Whether the flow's code runs over what it ran over before, as far as that is known."""
         return not self.live and (self.had_waited or not self.journal.used_up)
 
-    def cancel_request(self, flow: str, id: str, reason: str | None) -> Send:
-        """The row that asks another instance to end."""
-        body = None if reason is None else self.payloads.encode(reason, "reason")
-        return Send(flow, id, cancel_message(self.host.new_uid(), body, self.loop.now))
-
     # ------------------------------------------------------------ steps, timers (called by the host)
-
-    def broken(self, error: BaseException) -> None:
-        """The instance cannot go on here, for this reason."""
-        self._block(error)
 
     def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> bool:
         """Whether the next operation of this place was accepted in an earlier life, by this kind and name."""
         key = f"{place.path()}{place.operations}" if id is None else "=" + id
-        found = self.journal.by_key.get(key) or self.journal.pending.get(key)
-        return not self.live and found is not None and found.kind == kind and found.name == name
+        return not self.live and self.journal.holds(key, kind, name)
 
     def arm(self, when: float, op: Op) -> None:
         """The operation is due at this time."""
-        timers = self.timers
-        if timers is None:
-            self.timers = timers = []
-        elif len(timers) >= 64 and len(timers) & (len(timers) - 1) == 0:  # at powers of two: drop what is not wanted
-            self.timers = timers = [timer for timer in timers if timer[2].state == ASKED]
-            heapq.heapify(timers)
-        heapq.heappush(timers, (when, next(_number), op))
-        if timers[0][2] is op:
+        if self.timers is None:
+            self.timers = Due()
+        if self.timers.add(when, op):
             self.host.arm(self, when)
-
-    def _earliest(self) -> float | None:
-        timers = self.timers
-        while timers and timers[0][2].state != ASKED:
-            heapq.heappop(timers)
-        return timers[0][0] if timers else None
 
     def fire(self, now: float) -> None:
         """Timers that are due have fired; the host calls it at the time it was asked for."""
-        if self.stopped:
-            return
         timers = self.timers
+        if self.stopped or timers is None:
+            return
         attempts = False
-        while (when := self._earliest()) is not None and when <= now:
-            assert timers is not None  # noqa: S101
-            op = heapq.heappop(timers)[2]
+        while (op := timers.take(now)) is not None:
             if isinstance(op, StepOp):
                 op.again()
                 attempts = True
             else:
                 self.complete(op)
-        if when is not None:
+        if (when := timers.earliest()) is not None:
             self.host.arm(self, when)
         if attempts:
             self.look()
@@ -549,7 +497,7 @@ class Execution:
             if self.main is not None and self.main.done() and self._end():
                 return
         except Exception as error:  # the outcome cannot be written
-            self._block(error)
+            self.block(error)
             return
         self.look()
 
@@ -562,10 +510,10 @@ class Execution:
             self.to_go = [op for op in self.to_go if op.state == ASKED]
         busy = bool(self.to_go or self.to_cancel or self.running or self.completed)
         if not busy and not self.ops and not self.mailbox.listening:
-            self._block(problem := differences.waits_for_nothing(self))
+            self.block(problem := differences.waits_for_nothing(self))
             self.host.blocked(self, problem)
             return
-        due_at = None if busy else self._earliest()
+        due_at = None if busy or self.timers is None else self.timers.earliest()
         if self.waiting == busy or (not busy and due_at != self.due_at):
             self.waiting, self.due_at = not busy, due_at
             self.write(Update(self.uid, not busy, due_at))
@@ -631,7 +579,8 @@ class Execution:
 
     # ------------------------------------------------------------ what stops an execution
 
-    def _block(self, error: BaseException) -> None:
+    def block(self, error: BaseException) -> None:
+        """The instance cannot go on here, for this reason."""
         self.stopped = True
         self.problem = error
         if self.loop.turning:
@@ -640,23 +589,11 @@ class Execution:
 
     def spins(self) -> None:
         """See `loop.Owner`."""
-        self._block(differences.spins(self))
+        self.block(differences.spins(self))
 
     def unhandled(self, context: dict[str, Any]) -> None:
         """See `loop.Owner`."""
-        error = context.get("exception")
-        if self.stopped and not isinstance(error, PerdureError):
-            return  # what an unloaded flow's code raises while it is torn down
-        text = "".join(traceback.format_exception(error)) if error is not None else ""
-        logger.error("%r: %s %s", self, context.get("message", "unhandled error"), text)
+        ending.unhandled(self, context)
 
 
-_number = itertools.count()  # ties between timers go by the order in which they were armed
 _NONE_EXPOSED: Final[dict[str, bytes]] = {}
-
-
-def _salt(uid: bytes) -> int:
-    """Where the numbers of an instance's tasks begin: anywhere in 60 bits, so that tasks of different flows do not collide
-    in asyncio's own sets, which look at the lowest bits first (1,000 flows: 22 µs a step where 14 are enough).
-    """
-    return int.from_bytes(hashlib.blake2b(uid, digest_size=8).digest(), "big") >> 4

@@ -6,7 +6,6 @@ It reads what is loaded and imports nothing. A module that is odd is named or le
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from hashlib import blake2b
 from typing import Any, Final
@@ -58,7 +57,7 @@ def _modules() -> dict[str, str | None]:
     loaded: dict[Any, Any] = sys.modules.copy()  # anybody may put anything into it
     found: dict[str, str | None] = {}
     for name, module in loaded.items():
-        if not isinstance(name, str) or name == "__mp_main__":  # in a child of multiprocessing: `__main__` once more
+        if not isinstance(name, str) or name == "__mp_main__":  # `__main__` once more, by multiprocessing
             continue
         path = _file(module)
         top = name.partition(".")[0]
@@ -83,12 +82,9 @@ def _file(module: Any) -> str | None:
 def _source(path: str) -> bytes | None:
     """The file's bytes, without a script's first line, which says where Python lies; None: there is no such file."""
     try:
-        file = os.open(path, os.O_RDONLY | _NO_WAITING)  # `python <(...)` runs a pipe
+        file = os.open(path, os.O_RDONLY | _NO_WAITING)  # `python <(...)` runs a pipe, which has no size
         try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                return None
-            source = os.read(file, status.st_size)
+            source = os.read(file, os.fstat(file).st_size)
         finally:
             os.close(file)
     except (OSError, ValueError):  # gone, or in a zip archive; no path at all

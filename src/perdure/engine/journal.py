@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from perdure.model.records import PUSHED, Entry, Loaded, Pending
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Pending
+
+if TYPE_CHECKING:
+    from perdure.engine.operations import Op
 
 
 class Journal:
     """See the module. Long journals come in pages: `more` says that there are others."""
 
-    __slots__ = ("by_key", "dropped", "edited_seq", "entries", "more", "patches", "pending", "position", "read", "unordered")
+    __slots__ = (
+        "by_key",
+        "dropped",
+        "edited_seq",
+        "entries",
+        "more",
+        "patches",
+        "pending",
+        "position",
+        "read",
+        "unordered",
+    )
 
     def __init__(self, loaded: Loaded) -> None:
         self.unordered: dict[str, Entry] = {}
@@ -62,17 +76,33 @@ class Journal:
         """Nothing is replayed any more; what comes when it is asked for stays."""
         self.entries, self.position, self.by_key, self.dropped = _NO_ENTRIES, 0, _NO_KEYS, _NO_DROPPED
 
-    def add_unordered(self, entry: Entry) -> None:
-        """The entry was written in this life."""
-        self.unordered[entry.key] = entry
+    def patch(self, id: str, uid: bytes, run: int, at: float, *, new: bool) -> tuple[bool, Entry | None]:
+        """The first answer of `patched`, which holds: whether an entry says so or the run is `new` enough; and the
+        entry that is to be written then.
+        """
+        key, entry = "~" + id, None
+        if new and key not in self.unordered:
+            seq = min((entry.seq for entry in self.unordered.values()), default=0) - 1
+            entry = Entry(uid, run, seq, key, Kind.PATCHED, id, None, b"", False, None, 0, at, at)
+            self.unordered[key] = entry
+        self.patches[id] = answer = key in self.unordered
+        return answer, entry
 
-    def free_seq(self) -> int:
-        """The seq of the next unordered entry."""
-        return min((entry.seq for entry in self.unordered.values()), default=0) - 1
+    def holds(self, key: str, kind: str, name: str) -> bool:
+        """Whether an operation of this kind and name was asked for under the key in an earlier life."""
+        found = self.by_key.get(key) or self.pending.get(key)
+        return found is not None and found.kind == kind and found.name == name
 
-    def agrees(self, entry: Entry | Pending) -> bool:
-        """Whether an edit has made the recorded arguments of no account."""
-        return self.edited_seq >= (entry.seq if isinstance(entry, Entry) else 0)
+    def agrees(self, op: Op, found: Entry | Pending) -> bool:
+        """Whether this is of what the code asks for: of the same kind, name and arguments, unless an edit has made the
+        recorded arguments of no account.
+        """
+        kind = Kind.STEP if found.kind == Kind.AGAIN else found.kind
+        if op.kind != kind or op.name != found.name:
+            return False
+        if op.digest == found.digest or self.edited_seq >= (found.seq if isinstance(found, Entry) else 0):
+            return True
+        return found.arguments is not None and op.digest == op.digest_today(found.arguments)
 
 
 _GONE: Final[Any] = None

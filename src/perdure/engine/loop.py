@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import logging
 import sys
 import threading
@@ -482,3 +483,10 @@ def _refuse(name: str) -> Any:
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in FlowLoop.__dict__:
         setattr(FlowLoop, _name, _refuse(_name))
+
+
+def salt(uid: bytes) -> int:
+    """Where the numbers of an instance's tasks begin: anywhere in 60 bits, so that tasks of different flows do not collide
+    in asyncio's own sets, which look at the lowest bits first (1,000 flows: 22 µs a step where 14 are enough).
+    """
+    return int.from_bytes(hashlib.blake2b(uid, digest_size=8).digest(), "big") >> 4

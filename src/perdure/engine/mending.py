@@ -68,7 +68,9 @@ def key_of(loaded: Loaded, id: str) -> str:
         return named[0]
     if named:
         raise KeyError(f"{len(named)} operations are named {id!r}: say which by its path, one of {', '.join(named)}")
-    raise KeyError(f"there is no entry {id!r}; entries are: {', '.join(sorted(shown_id(key) for key in keys)) or 'none'}")
+    raise KeyError(
+        f"there is no entry {id!r}; entries are: {', '.join(sorted(shown_id(key) for key in keys)) or 'none'}"
+    )
 
 
 def shown_id(key: str) -> str:

@@ -138,10 +138,13 @@ def raisable(error: BaseException) -> BaseException:
     return error
 
 
+_SEQ: Final = "_perdure_seq"
+
+
 def mark(error: BaseException | None, seq: int) -> None:
     """The error remembers which entry it came from."""
     try:
-        error._perdure_seq = seq  # type: ignore[union-attr]
+        setattr(error, _SEQ, seq)
     except (AttributeError, TypeError):
         pass  # one with slots: if it escapes, a restart starts from the end
 
@@ -156,7 +159,7 @@ def escaped(error: BaseException) -> int | None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        seq = getattr(one, "_perdure_seq", None)
+        seq = getattr(one, _SEQ, None)
         if isinstance(seq, int):
             found.append(seq)
             continue
@@ -366,7 +369,7 @@ class WaitOp(Op):
         run.mailbox.waits.pop(self.key, None)
         run.write(Unwatch(run.uid, run.number, self.key))
         if self.child:
-            request = run.cancel_request(self.target.flow, self.target.id, "the wait for it was cancelled")
+            request = cancel_request(run, self.target.flow, self.target.id, "the wait for it was cancelled")
             if self.target.uid is not None:
                 # The same request as that of a parent that ends: a second would cut off the child's cleanup. And to the
                 # life that was started here alone: one that existed before is not ours to end.
@@ -451,6 +454,12 @@ class Pushed:
             run.mailbox.take(message)
             run.cancel_main(run.payloads.decode(message.body) if message.body else None)
         return True
+
+
+def cancel_request(run: Execution, flow: str, id: str, reason: str | None) -> Send:
+    """The row by which a flow asks another instance to end."""
+    body = None if reason is None else run.payloads.encode(reason, "reason")
+    return Send(flow, id, cancel_message(run.host.new_uid(), body, run.loop.now))
 
 
 def new_message(mid: bytes, type: str, body: bytes | None, key: str | None, name: str | None, at: float) -> Message:

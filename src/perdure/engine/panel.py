@@ -308,7 +308,9 @@ class Entries:
         if entry is not None and entry.seq >= 0:
             runs_again = entry.kind in (Kind.STEP, Kind.AGAIN)
             if outcome.remove and not runs_again:
-                raise ValueError(f"{id!r} is a {entry.kind}, and only steps run again; give it another outcome with set()")
+                raise ValueError(
+                    f"{id!r} is a {entry.kind}, and only steps run again; give it another outcome with set()"
+                )
             if not outcome.remove and entry.kind not in mending.SETTABLE:
                 raise ValueError(f"{id!r} is a {entry.kind}, which has no outcome to set")
         self._panel.staged.entries[key] = outcome
@@ -337,8 +339,14 @@ class Inbox:
 
     def __getitem__(self, index: int, /) -> Any:
         """The message's value."""
-        body = self._rows()[index].body
-        return None if body is None else self._panel.payloads.show(body)
+        return self._value(self._rows()[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        """The messages' values."""
+        return map(self._value, self._rows())
+
+    def _value(self, row: Message) -> Any:
+        return None if row.body is None else self._panel.payloads.show(row.body)
 
     def replace(self, index: int, message: object, /, *, key: str | None = None) -> None:
         """Staged: this message stands in the other's place, under its name."""

@@ -27,8 +27,8 @@ from perdure.engine.replica import Replica
 from perdure.engine.stepping import StepOp
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
-from perdure.engine.waiters import Waiters
 from perdure.engine.transacting import TransactionOp
+from perdure.engine.waiters import Waiters
 from perdure.errors import CommitUnknown, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
 from perdure.model.records import PUSHED, Entry, Instance, Kind, Loaded, Message, MessageKind, State
 from perdure.model.retry import Retry
@@ -202,6 +202,8 @@ class Scheduler:
         """
         work = op.body()
         while True:
+            if op.run.stopped:
+                raise LeaseLost(f"{op.run!r} is not run here any more")
             epoch = self._committer.epoch
             try:
                 return await self._store.transact(self.replica.id, epoch, work, limit=self.transaction_limit)
@@ -210,7 +212,7 @@ class Scheduler:
                 if found:
                     return found[0]
             except LeaseLost as error:
-                if epoch == self._committer.epoch:
+                if epoch == self._committer.epoch and not op.run.stopped:
                     self._committer.lost(error)
                     raise
             except StoreUnavailable as error:

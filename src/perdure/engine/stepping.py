@@ -99,6 +99,11 @@ class StepOp(Op):
         if self.running is not None:
             run.to_cancel.append(self)
 
+    def resume(self, row: Pending) -> None:
+        """What an earlier life left of it."""
+        self.row, self.intent, self.failures = True, row.intent, row.attempt
+        self.next_at, self.error, self.progress = row.next_at, row.error, row.progress
+
     def put_row(self, *, intent: bool = False) -> None:
         """The store knows what it must of an operation that is not in the journal."""
         run = self.run

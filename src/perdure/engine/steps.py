@@ -128,7 +128,10 @@ class StepRunner:
         """An attempt begins in the next turn of the real loop; called in a plain callback of that."""
         real = self._host.real
         if not isinstance(op, StepOp):
-            task = asyncio.Task(self._read(op) if isinstance(op, ReadOp) else self._transact(op), loop=real)
+            if isinstance(op, ReadOp):
+                task = asyncio.Task(self._read(op), loop=real)
+            else:
+                task = asyncio.Task(self._transact(op), loop=real, context=op.context)
             self._reads.add(task)
             task.add_done_callback(self._reads.discard)
             return
@@ -202,7 +205,7 @@ class StepRunner:
             try:
                 self._failed(attempt, op, error)
             except Exception as unfit:
-                run.broken(unfit)  # not even the error can be written
+                run.block(unfit)  # not even the error can be written
         else:
             self.running.discard(attempt)
             if attempt.disarm is not None:
@@ -281,7 +284,7 @@ class StepRunner:
             try:
                 op.raised(error)
             except Exception as unfit:
-                op.run.broken(unfit)
+                op.run.block(unfit)
         else:
             op.committed(entry)
 

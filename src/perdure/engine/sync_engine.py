@@ -262,7 +262,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
 
         Raises:
             EngineClosed: it was closed; make a new one.
-            ForkedEngine: it was opened before this process was forked; make one in the child.
+            ForkedEngine: it was opened before this process was forked; fork first.
         """
         if self._life is not None:
             self._life.check_pid()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.engine.operations import ASKED, DELIVERED, Op
+from perdure.errors import StepFailed
 from perdure.model.records import Entry, Kind
 from perdure.model.tx import Tx
 
@@ -18,7 +21,7 @@ _NOTHING: Final = object()
 class TransactionOp(Op):
     """See the module. While it runs its instance delivers nothing, so that the next seq is the transaction's own."""
 
-    __slots__ = ("_value", "args", "opaque", "work", "written")
+    __slots__ = ("_value", "args", "context", "opaque", "work", "written")
     kind = Kind.TRANSACTION
 
     def __init__(
@@ -28,9 +31,12 @@ class TransactionOp(Op):
         work: Callable[..., Awaitable[Any]],
         args: tuple[Any, ...],
         encoded: tuple[bytes, bytes, frozenset[int | str]],
+        context: Context,
     ) -> None:
         arguments, digest, self.opaque = encoded
         super().__init__(run, name, arguments, digest)
+        self.context = context
+        """The flow's, in which the work runs: a durable call there finds that it is not in the flow's loop."""
         self.work = work
         self.args = args
         self.written: Entry | None = None
@@ -51,7 +57,13 @@ class TransactionOp(Op):
 
         async def work(tx: Tx) -> Entry:
             args, _ = run.payloads.copies(self.arguments or b"", self.args, {}, self.opaque)
-            outcome, self._value = run.payloads.round_trip(await self.work(tx, *args), self.name)
+            try:
+                value = await self.work(tx, *args)
+            except (Exception, GeneratorExit):  # the latter closes a work that awaited something else
+                raise
+            except BaseException as error:  # the work's own: it asks neither this task nor this program to end
+                raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
+            outcome, self._value = run.payloads.round_trip(value, self.name)
             return Entry(
                 run.uid, run.number, seq, self.key, self.kind, self.name, self.arguments, self.digest, False, outcome,
                 1, started_at, at,

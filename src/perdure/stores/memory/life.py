@@ -137,7 +137,7 @@ class Life:
 
     def drop_requests(self) -> bool:
         """Nobody is asked to hand it over, for nobody owns it; gives whether somebody was."""
-        requests = [m.mid for m in (*self.inbox.values(), *self.taken.values()) if m.kind == MessageKind.EVICT]
+        requests = [mid for mid, m in self.inbox.items() if m.kind == MessageKind.EVICT]
         for mid in requests:
             self.unsend(mid)
         return bool(requests)

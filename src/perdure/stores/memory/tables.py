@@ -88,25 +88,26 @@ class Tables:
             if (life := lives.get(entry.uid)) is not None:
                 life.record(entry)
         self._small_things(fold)
-        made: list[tuple[int, Finish | Continue]] = []
+        finished: list[tuple[int, Finish]] = []
+        continued: list[tuple[int, Continue]] = []
         for number, image in fold.images.values():
             answers[number] = self._image(batch, image)
-            if answers[number] is None and (type(image) is Finish or type(image) is Continue):
-                made.append((number, image))
+            if answers[number] is None:
+                if type(image) is Finish:
+                    finished.append((number, image))
+                elif type(image) is Continue:
+                    continued.append((number, image))
         for number, watch in fold.watches.values():
             answers[number] = self._watch(batch, watch)
-        told = [
-            tuple(self._tell(batch, image.uid, image.state.value, image.outcome)) if type(image) is Finish else ()
-            for _, image in made
-        ]
-        cancels = [tuple(self._cancel_children(batch, image.uid)) if image.children else () for _, image in made]
+        for number, image in finished:
+            told = self._tell(batch, image.uid, image.state.value, image.outcome)
+            answers[number] = Finished((*told, *self._cancel_children(batch, image.uid, image.children)))
+        cancels = [tuple(self._cancel_children(batch, image.uid, image.children)) for _, image in continued]
         for number, send in fold.sends:
             answers[number] = self._send(batch, send)
-        for (number, image), told_here, cancelled in zip(made, told, cancels, strict=True):
-            if type(image) is Finish:
-                answers[number] = Finished(told_here + cancelled)
-            else:  # read last, so that nothing that this batch sent is told to the old run alone
-                answers[number] = Continued(tuple(lives[image.uid].inbox.values()), cancelled)
+        for (number, image), sent in zip(continued, cancels, strict=True):
+            # Read last, so that nothing that this batch sent is told to the old run alone.
+            answers[number] = Continued(tuple(lives[image.uid].inbox.values()), sent)
         return answers
 
     def _create(self, batch: Batch, fold: Folded, answers: list[Answer]) -> None:
@@ -235,7 +236,7 @@ class Tables:
     def freed(self, life: Life, now: float) -> None:
         """The instance, which nobody owns now, is found by the next claim if it has cause to go on."""
         row = life.row
-        if (life.drop_requests() and not life.unseen() and not life.cancelled()) or row.state.ended:
+        if life.drop_requests() and not life.unseen() and not life.cancelled():
             self.wakeups.pop(row.uid, None)  # who was called only to hand it over has no cause to go on
         if row.state.ended:
             return
@@ -291,9 +292,9 @@ class Tables:
         for _, watch in sorted(self._watches.get(uid, {}).items()):
             yield self._answer(batch, watch, type, outcome)
 
-    def _cancel_children(self, batch: Batch, uid: bytes) -> Iterator[Sent]:
-        """The unfinished attached children have a cancel request."""
-        for child in sorted(self._children.get(uid, ())):
+    def _cancel_children(self, batch: Batch, uid: bytes, children: bool = True) -> Iterator[Sent]:
+        """The unfinished attached children, if there may be any, have a cancel request."""
+        for child in sorted(self._children.get(uid, ())) if children else ():
             life = self.lives[child]
             if not life.row.state.ended:
                 mid = cancel_mid(uid, child)

@@ -43,9 +43,10 @@ BURY: Final = (
     "insert or replace into gone(flow, id, at, state, digest, edit)"
     " select flow, id, ?, null, null, ? from instance where uid = ?"
 )
-ENTOMB: Final = keyed(
-    "insert or replace into gone(flow, id, state, digest, at, edit) select i.flow, i.id, i.state, i.digest, t.at, null"
-    " from (select flow, id, state, digest from instance where uid in ({rows})) as i, (select ? as at) as t"
+ENTOMB: Final = Bulk(
+    "insert or replace into gone(flow, id, at, state, digest, edit) select i.flow, i.id, v.column2, i.state, i.digest,"
+    " null from (values {rows}) as v join instance i on i.uid = v.column1",
+    2,
 )
 # The uids as one answer: apsw gives up the GIL for every row.
 ENDED_BEFORE: Final = (
@@ -147,7 +148,7 @@ def old(db: Database, before: float, limit: int) -> list[bytes]:
 def retire(db: Database, replica: str, epoch: int, before: float, now: float, limit: int) -> int:
     """Up to `limit` instances that ended before this time are gone, each leaving a tombstone; gives how many."""
     fenced(db, replica, epoch)
-    uids: list[Row] = [(uid,) for uid in old(db, before, limit)]
-    ENTOMB.run(db, uids, now)
-    _forget(db, uids)
+    uids = old(db, before, limit)
+    ENTOMB.run(db, [(uid, now) for uid in uids])
+    _forget(db, [(uid,) for uid in uids])
     return len(uids)

@@ -182,9 +182,15 @@ class SqliteStore:
     async def transact(
         self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
     ) -> Entry:
-        """See Store; the work runs on the thread that writes."""
+        """See Store; the work runs on the thread that writes, in the context of this call.
+
+        Raises:
+            NotDurable: the work awaited something else than the transaction.
+            PermissionError: its SQL reached for the store's own tables or indexes, beyond the transaction (transaction
+                statements, savepoints, attach, pragma, analyze), or for something temporary.
+            apsw.Error: what is wrong with its SQL, as SQLite says it.
+        """
         transaction = transacting.Transaction(self.system.clock, replica, epoch, work, limit)
-        failure: BaseException
         try:
             entry = await self._open_writer().write(transaction.run)
         except transacting.Theirs as theirs:
@@ -192,7 +198,10 @@ class SqliteStore:
         else:
             self._changed()
             return entry
-        raise failure
+        try:
+            raise failure  # out here, so that it has no context but its own
+        finally:
+            del failure
 
     async def claim(
         self,

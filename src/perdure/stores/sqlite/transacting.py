@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from perdure.errors import NotDurable, PerdureError, StoreRefused
+from perdure.errors import LeaseLost, NotDurable, PerdureError, StoreRefused
 from perdure.stores.sqlite.schema import OWN
 from perdure.stores.sqlite.writing import fenced, record
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from perdure.model.records import Entry
     from perdure.model.tx import Tx
     from perdure.stores.sqlite.connection import Database, Value
+
+RUNS: Final = "select 1 from instance where uid = ? and run = ? and +owner = ?"
 
 STEPS: Final = 10_000
 """Of SQLite's machine between two looks at the clock: a few milliseconds."""
@@ -104,12 +106,15 @@ class Transaction:
         """The work is done in the transaction that is open, and its entry is in the journal.
 
         Raises:
+            LeaseLost: the fence does not hold, or the replica gave the instance up while this was on its way.
             Theirs: the work raised, awaited something else, touched what is ours (PermissionError), or took too long
                 (TimeoutError).
         """
         fenced(db, self._replica, self._epoch)
         tx = _SqliteTx(db, self._clock, self._limit)
         entry = tx.guarded(lambda: self._context.run(_driven, self._work, tx))
+        if db.execute(RUNS, (entry.uid, entry.run, self._replica)).get is None:
+            raise LeaseLost(f"replica {self._replica} does not run this instance any more; nothing was written")
         if record(db, [entry]) == 0:
             raise StoreRefused(f"entry {entry.seq} is in the journal already; the transaction was not done again")
         return entry
@@ -173,12 +178,16 @@ class _SqliteTx:
             db.set_authorizer(None)
         if self._failed is None and raised is None and self._late():
             self._too_late()
-        raised = self._failed or raised
-        if isinstance(raised, _STORES):
-            raise raised
-        if raised is not None or entry is None:
-            raise Theirs(raised or TypeError("a transaction's work gave no entry"))
-        return entry
+        stores = isinstance(self._failed, _STORES)
+        raised, self._failed = self._failed or raised, None
+        try:
+            if stores and raised is not None:
+                raise raised
+            if raised is not None or entry is None:
+                raise Theirs(raised or TypeError("a transaction's work gave no entry"))
+            return entry
+        finally:
+            del raised  # it knows this frame by its traceback, and would be freed by the collector alone
 
     def _rows(self, sql: str, args: tuple[Value, ...]) -> list[dict[str, Any]]:
         if threading.get_ident() != self._thread:
@@ -191,26 +200,19 @@ class _SqliteTx:
         try:
             cursor = self._db.execute(sql, args or None, can_cache=False)
             return [dict(zip((name for name, _ in cursor.get_description()), row, strict=True)) for row in cursor]
+        except apsw.InterruptError as error:
+            raise self._too_late() from error
         except BaseException as error:
-            understood = self._understood(error)
-            if understood is error:
-                raise
-            raise understood from error
+            if isinstance(error, _STORES) or not self._db.in_transaction:  # as by `or rollback`
+                self._failed = error
+            if self._refused is not None:
+                what = f"a transaction's SQL may not {self._refused}; it is for tables of your own"
+                raise PermissionError(what) from error
+            raise
 
-    def _understood(self, error: BaseException) -> BaseException:
-        """The error as the user gets it; what ends the transaction is remembered."""
-        if self._refused is not None:
-            error = PermissionError(f"a transaction's SQL may not {self._refused}; it is for tables of your own")
-        elif isinstance(error, apsw.InterruptError):
-            self._too_late()
-        elif isinstance(error, _STORES):
-            self._failed = error
-        if self._failed is None and not self._db.in_transaction:  # by `or rollback`, or SQLite could not go on
-            self._failed = error
-        return self._failed or error
-
-    def _too_late(self) -> None:
-        self._failed = TimeoutError(f"the transaction took longer than {self._limit:g} s; nothing was written")
+    def _too_late(self) -> TimeoutError:
+        self._failed = late = TimeoutError(f"the transaction took longer than {self._limit:g} s; nothing was written")
+        return late
 
     def _late(self) -> bool:
         return self._clock.monotonic() > self._end
