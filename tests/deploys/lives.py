@@ -95,7 +95,10 @@ def root() -> str:
 
 def text(value: Any) -> str:
     """The same in every process."""
-    return "{" + ", ".join(sorted(map(text, value))) + "}" if isinstance(value, set) else str(value)
+    if isinstance(value, set):
+        words: list[str] = [str(one) for one in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return "{" + ", ".join(sorted(words)) + "}"
+    return str(value)
 
 
 def label(name: str, args: tuple[Any, ...]) -> str:

@@ -2,6 +2,7 @@
 
 As `python -m tests.deploys.programs` it is a process that has imported the libraries; each program is a fork of it.
 """
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -15,17 +16,18 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 
 import perdure
-from perdure import Engine, FlowFunction, State
+from perdure import AnyFlow, Engine, FlowFunction, State
 from perdure.model.records import Loaded
 from tests.support.world import eventually
 
 ROOT = Path(__file__).parents[2]
 HANGS = 10.0
+ANOTHER = "another version for each program"
 
 HEAD = f"""
 import asyncio, os
@@ -80,21 +82,26 @@ class Deploys:
         self._folder = folder
         self._count = 0
 
-    def deploy(self, *doing: list[Any], version: str | None = "", execute: bool = True, **modules: str) -> list[Any]:
-        """A program of these modules has done this and died, as by SIGKILL: see `_do`; gives the answers.
-
-        `version`: by default another one for each program.
-        """
+    def deploy(
+        self,
+        *doing: list[str],
+        version: str | None = ANOTHER,
+        execute: bool = True,
+        modules: dict[str, str] | None = None,
+        **more_modules: str,
+    ) -> list[Any]:
+        """A program of these modules has done this and died, as by SIGKILL: see `_do`; gives the answers."""
+        sources = (modules or {}) | more_modules
         self._count += 1
         place = self._folder / f"program{self._count}"
         place.mkdir()
-        for name, source in modules.items():
+        for name, source in sources.items():
             (place / f"{name}.py").write_text(HEAD + source)
-        if version == "":
-            version = f"version {self._count}"
+        if version == ANOTHER:
+            version = f"{ANOTHER}: {self._count}"
         return self._programs.run(
             {
-                "folder": str(self._folder), "place": str(place), "modules": list(modules), "doing": doing,
+                "folder": str(self._folder), "place": str(place), "modules": list(sources), "doing": doing,
                 "version": version, "execute": execute,
             }
         )  # fmt: skip
@@ -113,9 +120,11 @@ async def _live(request: dict[str, Any]) -> None:
     sys.path.insert(0, request["place"])
     space: dict[str, Any] = {}
     for name in request["modules"]:
-        if not name.startswith("unloaded"):
-            space |= vars(importlib.import_module(name))
-    flows = list({id(v): v for v in space.values() if isinstance(v, FlowFunction)}.values())
+        space |= vars(importlib.import_module(name))
+    flows = list[AnyFlow]()
+    for value in space.values():
+        if isinstance(value, FlowFunction) and value not in flows:
+            flows.append(cast("AnyFlow", value))
     store = f"sqlite:///{folder / 'flows.db'}"
     async with Engine(store, flows=flows, version=request["version"], execute=request["execute"], drain=0) as engine:
         answers = [await _do(engine, space, *doing) for doing in request["doing"]]

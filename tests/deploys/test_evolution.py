@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploys.programs import Deploys, Programs
+from tests.deploys.programs import ANOTHER, Deploys, Programs
 
 
 @pytest.fixture(scope="module")
@@ -356,12 +356,12 @@ def test_a_class_moves_to_another_module(deploys: Deploys, where: str) -> None:
     deploys.deploy(START, ["recorded", "step make"], orders=named + DATACLASS + flow)
     moved = {"models": named + DATACLASS, "orders": "from models import Order\n" + flow}
     if named:
-        assert deploys.deploy(GO, RESULT, **moved)[-1] == "[Order(id='b'), 'go']"
+        assert deploys.deploy(GO, RESULT, modules=moved)[-1] == "[Order(id='b'), 'go']"
         return
-    reason = deploys.deploy(GO, ["is", "blocked"], **moved)[-1]
+    reason = deploys.deploy(GO, ["is", "blocked"], modules=moved)[-1]
     assert "type 'orders:Order' is not loaded here" in reason
     moved["models"] = "@type_name('orders:Order')\n" + DATACLASS
-    assert deploys.deploy(RESULT, **moved)[-1] == "[Order(id='b'), 'go']"
+    assert deploys.deploy(RESULT, modules=moved)[-1] == "[Order(id='b'), 'go']"
 
 
 ENUMS = {
@@ -427,7 +427,7 @@ def test_an_enum_s_member_that_is_gone_is_waited_for(deploys: Deploys) -> None:
 # ---------------------------------------------------------------- types that are not loaded
 
 
-@pytest.mark.parametrize("version", ["", None], ids=["versions", "code"])
+@pytest.mark.parametrize("version", [ANOTHER, None], ids=["versions", "code"])
 def test_a_result_whose_type_is_not_loaded_is_waited_for(deploys: Deploys, version: str | None) -> None:
     """With a version for each program, or with the code's own identity."""
     make = "@step(name='make')\nasync def make(id):\n    ran('make')\n    import models\n    return models.Order(id)\n"
@@ -491,7 +491,7 @@ MOVED = {
 @pytest.mark.parametrize("how", MOVED)
 def test_code_moves_and_its_names_stay(deploys: Deploys, how: str) -> None:
     deploys.deploy(["start", "7"], ["recorded", "step pay"], orders=PAY + ORDER)
-    assert deploys.deploy(GO, RESULT, **MOVED[how])[-1] == "['paid 7', 'go']"
+    assert deploys.deploy(GO, RESULT, modules=MOVED[how])[-1] == "['paid 7', 'go']"
     assert deploys.ran() == ["pay 7"]
 
 
@@ -509,7 +509,7 @@ def test_what_is_renamed_without_its_name_waits_for_the_old_code(
     deploys: Deploys, what: str, modules: dict[str, str]
 ) -> None:
     deploys.deploy(["start", "7"], ["recorded", "step pay"], orders=PAY + ORDER)
-    reason = deploys.deploy(GO, ["is", "blocked"], **modules)[-1]
+    reason = deploys.deploy(GO, ["is", "blocked"], modules=modules)[-1]
     assert what in reason
     assert deploys.deploy(RESULT, orders=PAY + ORDER) == ["['paid 7', 'go']"]
     assert deploys.ran() == ["pay 7"]

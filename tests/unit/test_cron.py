@@ -275,6 +275,7 @@ def instants(around: datetime, days: float) -> st.SearchStrategy[datetime]:
     return st.integers(-seconds, seconds).map(lambda s: around + timedelta(seconds=s))
 
 
+@settings(deadline=None)
 @given(st.one_of(fields, with_seconds), st.sampled_from(CHANGES), st.data())
 def test_each_time_is_later_than_the_one_before_and_the_next_after_all_between(
     expression: str, change: tuple[tzinfo, datetime], data: st.DataObject
@@ -320,6 +321,7 @@ def test_it_is_what_looking_at_the_clock_every_minute_finds(
         assert cron.next_after(after) == next(look for look in [*expected, None] if look is None or look > after)
 
 
+@settings(deadline=None)
 @given(fields, st.sampled_from([COPENHAGEN, NEW_YORK]), st.integers(0, 364))
 def test_where_clocks_change_by_an_hour_it_is_cronsim_s_own_rule(expression: str, tz: tzinfo, day: int) -> None:
     began = datetime(2025, 1, 1, 12, tzinfo=tz) + timedelta(days=day)
@@ -327,6 +329,7 @@ def test_where_clocks_change_by_an_hour_it_is_cronsim_s_own_rule(expression: str
     assert times(Cron(expression, tz=tz), began, 40) == theirs
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30) | st.lists(st.text("0123456789*/-,#LWMONJAUE@", max_size=7), max_size=7).map(" ".join))
 def test_any_text_is_an_expression_or_refused_with_its_reason(text: str) -> None:
     began = datetime(2025, 1, 1, tzinfo=UTC)
