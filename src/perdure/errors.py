@@ -101,7 +101,7 @@ class Spins(PerdureError):
 
 
 class ForkedEngine(PerdureError):
-    """The process was forked after the engine started; start an engine of its own in the child."""
+    """The process was forked after the engine started; fork first, and open the engine in the child."""
 
 
 # ---------------------------------------------------------------- how an instance ended

@@ -441,9 +441,6 @@ async def test_job_scheduler(stage: Stage, capsys: pytest.CaptureFixture[str]) -
     assert sorted(capsys.readouterr().out.splitlines()) == ["report: daily"] * 2 + ["report: once"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="times count from the schedule's first turn, not from schedule()"
-)
 async def test_a_schedule_counts_from_when_it_was_set(stage: Stage) -> None:
     run, day = job_scheduler.report, timedelta(days=1)
     client = await stage.engine(execute=False)

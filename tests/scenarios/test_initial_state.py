@@ -203,7 +203,6 @@ async def test_what_cannot_be_given_is_refused_and_nothing_is_started(world: Wor
     assert [info async for info in engine.find()] == []
 
 
-@pytest.mark.xfail(strict=True, reason="Execution.restarted counts the entries that it was given")
 async def test_a_first_run_is_no_restart(world: World) -> None:
     @flow(name="asks")
     async def asks() -> bool:

@@ -249,7 +249,6 @@ async def test_a_process_without_the_types_sees_plain_data_and_mends(world: Worl
     assert await engine.handle(strange, "1").result(timeout=10) == Order("made", 3)
 
 
-@pytest.mark.xfail(strict=True, reason="Payloads.show_error tells only that the class is not loaded")
 async def test_an_error_of_a_class_that_is_not_loaded_is_told_by_its_class_and_its_words(world: World) -> None:
     class Gone(Exception):
         pass

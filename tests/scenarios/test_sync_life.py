@@ -451,9 +451,6 @@ with opened(waits, briefly) as engine:
     assert ended(program) == (0, "child brief\nparent it goes on brief\n", "")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a fork inherits what SQLite knows of open files: `SqliteStore.open` must refuse"
-)
 def test_what_is_acknowledged_in_a_fork_of_who_had_the_database_open_is_kept(
     start_program: Start, tmp_path: Path
 ) -> None:
@@ -491,7 +488,6 @@ os.waitpid(child, 0)
         assert [info.id for info in engine.find()] == ([] if answer == "refused" else ["1"])
 
 
-@pytest.mark.xfail(strict=True, reason="`Replica.stop` asks for a thread, which the end of a process has not any more")
 def test_it_is_closed_at_the_end_of_the_process(start_program: Start, tmp_path: Path) -> None:
     program = start_program(
         """

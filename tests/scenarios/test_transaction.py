@@ -379,10 +379,7 @@ async def test_an_engine_that_ends_meanwhile_writes_nothing_more(world: World) -
 @pytest.mark.parametrize(
     "late",
     [
-        pytest.param(
-            "before the other",
-            marks=pytest.mark.xfail(strict=True, reason="the store does not look whose the instance is"),
-        ),
+        "before the other",
         "after the other",
     ],
 )

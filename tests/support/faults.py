@@ -15,11 +15,13 @@ Mode = Literal["before", "after", "failed", "unknown"]
 outcome is reported as unknown, as a disk may do that fails in the commit itself."""
 
 COUNTED = frozenset(
-    {"check", "claim", "commit", "exposed", "find", "inbox", "instance", "instances", "join", "leave", "load", "open"}
-    | {"raise_epoch", "reap", "wakeups"}
+    {"check", "claim", "claim_blocked", "commit", "edit", "entries", "exposed", "find", "inbox", "instance", "instances"}
+    | {"join", "leave", "load", "open", "raise_epoch", "reap", "retire", "wakeups"}
 )
 """The coroutines that touch the database. `renew` is called by a thread and touches a file of its own."""
-WRITING = frozenset({"check", "claim", "join", "leave", "raise_epoch", "reap", "wakeups"})
+WRITING = frozenset({"check", "claim", "claim_blocked", "join", "leave", "raise_epoch", "reap", "retire", "wakeups"})
+SETTLED = frozenset({"commit", "edit"})
+"""Those that are done again until it is known whether they are done."""
 
 
 class Faults:
@@ -41,7 +43,7 @@ class Faults:
 
     def begin(self, method: str) -> int | None:
         """The number of the call; None for an idle poll."""
-        if method == "commit":
+        if method in SETTLED:
             self._asked.clear()
         elif method in self._asked:
             return None
@@ -65,19 +67,19 @@ class Faults:
         self._tell(self.happened)
         if self.mode in ("before", "after"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if method == "commit" or (self.mode == "unknown" and method in WRITING):
+        if method in SETTLED or (self.mode == "unknown" and method in WRITING):
             raise CommitUnknown("the test lost the answer")
         raise StoreUnavailable("the test lost the answer")
 
 
 def _something(method: str, answer: Any) -> bool:
     match method:
-        case "claim":
+        case "claim" | "claim_blocked":
             rows, _ = answer
             return bool(rows)
         case "reap":
             return bool(answer.taken)
-        case "wakeups":
+        case "wakeups" | "retire":
             return bool(answer)
         case _:
             return False

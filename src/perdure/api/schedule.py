@@ -8,7 +8,7 @@ engine that executes registers `schedule_flow`; `Engine.schedule` is `set_schedu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final, Protocol, Self, final
 from zoneinfo import ZoneInfo
@@ -228,14 +228,16 @@ class Plan:
     flow: str
     args: tuple[Any, ...]
     when: When
+    since: datetime
+    """When it was set: times are counted from then."""
 
 
 @flow(name=SCHEDULE)
-async def schedule_flow(plan: Plan, since: datetime | None = None, due: datetime | None = None) -> None:
+async def schedule_flow(plan: Plan, due: datetime | None = None) -> None:
     """The plan's flow is started at each due time, until this instance is deleted. A `Plan` as a message replaces it.
 
     Each due time is an instance of its own, `<id of the schedule>@<the time in UTC>`: whatever dies meanwhile, there is
-    one. Of the times that passed while nobody ran, the latest is made up for. Intervals are counted from `since`.
+    one. Of the times that passed while nobody ran, the latest is made up for.
     """
     pause = timedelta(0)
     for _ in range(TURNS):
@@ -243,20 +245,21 @@ async def schedule_flow(plan: Plan, since: datetime | None = None, due: datetime
         change = await receive(Plan, timeout=wait, default=None)
         pause = timedelta(0)
         if change is not None:
-            if change.when != plan.when:
-                since = due = None
+            if change.when == plan.when:  # said again, as at every start of a program
+                change = replace(change, since=plan.since)
+            else:
+                due = None
             plan = change
             continue
-        since = since or now().replace(microsecond=0)
         try:
-            last, due = await _look(plan.when, since, due)
+            last, due = await _look(plan.when, plan.since, due)
         except Exception as error:  # a plan that replaces this one must be heard
             logger.warning("schedule %s: %r cannot be read here, tried again: %r", current().id, plan.when, error)
             pause = PAUSE
             continue
         if last is not None:
             await start(plan.flow, *plan.args, id=current().id + last.strftime(_MARK), detached=True)
-    await continue_as_new(plan, since, due)
+    await continue_as_new(plan, due)
 
 
 async def _look(when: When, since: datetime, due: datetime | None) -> tuple[datetime | None, datetime]:
@@ -270,8 +273,8 @@ def _passed(when: When, since: datetime, due: datetime | None, until: datetime) 
     By halves, as there may be millions.
     """
     next_after = Cron.of(when).next_after if isinstance(when, tuple) else _every(timedelta(seconds=when), since)
-    if due is None:
-        return None, next_after(since)
+    if due is None and (due := next_after(since)) > until:
+        return None, due
     until = max(due, until)
     while (following := next_after(due)) <= until:
         middle = following + (until - following) / 2
@@ -300,14 +303,16 @@ class Scheduling(Protocol):
     def handle(self, flow: str, id: str, /) -> Handle[Any]: ...
 
 
-async def set_schedule(engine: Scheduling, flow: Any, when: Cron | Duration, args: tuple[Any, ...], id: str) -> None:
+async def set_schedule(
+    engine: Scheduling, flow: Any, when: Cron | Duration, args: tuple[Any, ...], id: str, at: datetime
+) -> None:
     """The flow is started at each due time, with these arguments, by whichever replica lives. On disk.
 
     The same schedule again changes nothing. Another one under the same id replaces it: times are counted anew if
     `when` is another, and what was started goes on.
 
     Args:
-        when: a `Cron`, or an interval of at least a second: then the first start is one interval from now.
+        when: a `Cron`, or an interval of at least a second: then the first start is one interval from `at`.
         id: of the schedule, at most 234 bytes; each instance that it starts is `<id>@<due time in UTC>`.
 
     Raises:
@@ -319,7 +324,7 @@ async def set_schedule(engine: Scheduling, flow: Any, when: Cron | Duration, arg
             f"the id of a schedule has at most {_LONGEST_ID} bytes in UTF-8, since each start adds its time: {id[:40]!r}…"
         )
     function, positional = unwrap(flow, args)
-    plan = Plan(name_of(function), positional, _plain(when))
+    plan = Plan(name_of(function), positional, _plain(when), at.replace(microsecond=0))
     while True:
         try:
             await engine.start(SCHEDULE, plan, id=id)

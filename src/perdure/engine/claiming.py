@@ -96,7 +96,8 @@ class Claims:
                 logger.warning("%r: its journal cannot be read now, tried again: %s", execution, error)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:
-                execution.block(error)
+                if not execution.stopped:  # else the store was closed meanwhile
+                    execution.block(error)
                 return
             else:
                 execution.page(entries, more=more)
@@ -244,10 +245,20 @@ class Claims:
             parents = await self._names([loaded.instance.parent for loaded in found])
             for loaded in found:
                 uid = loaded.instance.uid
+                if loaded.more:
+                    loaded = await self._up_to_its_beginning(loaded)
                 if loaded.instance.owner == self._scheduler.replica.id and uid not in self._scheduler.resident:
                     self._run_claimed(before[uid], loaded, parents)
                 self._scheduler.early.pop(uid, None)
             await asyncio.sleep(0)  # they run before more journals are read
+
+    async def _up_to_its_beginning(self, loaded: Loaded) -> Loaded:
+        """With a page more, if all that came was put there beforehand: else it would not be known whether it has begun."""
+        while loaded.more and loaded.entries[-1].seq < 0:
+            row = loaded.instance
+            entries, more = await self._store.entries(row.uid, row.run, loaded.entries[-1].seq)
+            loaded = msgspec.structs.replace(loaded, entries=[*loaded.entries, *entries], more=more)
+        return loaded
 
     async def _names(self, uids: Iterable[bytes | None]) -> dict[bytes, tuple[str, str]]:
         """Flow and id of these instances, for `current().parent`."""

@@ -107,9 +107,8 @@ class Editor:
     async def _member(self) -> AsyncGenerator[tuple[str, int]]:
         """A replica that runs nothing, for as long as the edit takes; whatever it still owns then is nobody's."""
         replica = self._store.system.new_replica_id()
-        epoch = await self._store.join(replica, PATIENCE_SECONDS * 2)
         try:
-            yield replica, epoch
+            yield replica, await self._store.join(replica, PATIENCE_SECONDS * 2)
         finally:
             try:
                 await self._store.leave(replica)

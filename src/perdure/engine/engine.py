@@ -23,7 +23,7 @@ from perdure.api.initial import InitialState
 from perdure.api.outgoing import Outgoing
 from perdure.api.schedule import SCHEDULE, Cron, remove_schedule, schedule_flow, set_schedule
 from perdure.api.scope import outside_flow
-from perdure.clock import Duration, seconds, to_epoch
+from perdure.clock import Duration, seconds, to_datetime, to_epoch
 from perdure.engine import collector, mending
 from perdure.engine.identity import code_identity
 from perdure.engine.membership import Membership
@@ -31,8 +31,8 @@ from perdure.engine.names import check_name
 from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
-from perdure.engine.scheduler import Settings
 from perdure.engine.serving import registered, until_stopped
+from perdure.engine.settings import Settings
 from perdure.engine.waiters import Ended
 from perdure.errors import (
     AlreadyStarted,
@@ -223,7 +223,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     def _check(self) -> Membership:
         if self._pid != os.getpid():
             raise ForkedEngine(
-                "this process was forked after the engine started; make an engine of its own in the child"
+                "this process was forked after the engine started; fork first, and open the engine in the child"
             )
         if self._member is None:
             raise EngineClosed("the engine is not running; use it inside `async with engine:`")
@@ -504,8 +504,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             ValueError, TypeError: the interval, id or arguments do not fit.
             NotEncodable, PayloadTooLarge: the arguments cannot be kept.
         """
-        self._check()
-        await set_schedule(self, flow, when, args, id)
+        member = self._check()
+        self._known(unwrap(self._flows.get(flow, flow) if isinstance(flow, str) else flow, args)[0])
+        await set_schedule(self, flow, when, args, id, to_datetime(member.now()))
 
     async def unschedule(self, id: str, /) -> None:
         """There is no schedule of this id (any more), and nothing is started by it; what was started goes on."""

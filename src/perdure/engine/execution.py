@@ -112,7 +112,6 @@ class Execution:
         self.has_children = False
         self.cancel_reason: str | None = None
         self.parked_at = 0.0
-        self.restarted = len(loaded.entries) > 1
         self.had_waited = False
         """Whether an earlier life ran to the journal's end and waited there: then all before the first live delivery
         is replay.
@@ -125,6 +124,7 @@ class Execution:
         self._explicit: set[str] | None = None
         self.exposed: dict[str, bytes] = _NONE_EXPOSED
         self.journal = Journal(loaded)
+        self.restarted = loaded.more or len(self.journal.entries) > 1
         self._reading = False
         """Whether the next page of the journal is being read."""
         self.again: Entry | None = None
@@ -373,18 +373,21 @@ class Execution:
         seq = self.seq
         self.seq = seq + 1
         self._ahead += 1
-        if self.seq % LONG == 0:
-            logger.warning(
-                "%r has %d entries in run %d, all of which every replay goes through: begin a new run with "
-                "perdure.continue_as_new(), or do parts of it in children",
-                self, self.seq, self.number,
-            )  # fmt: skip
+        self._warn_if_long()
         self.gate = self.host.write(
             Entry(
                 self.uid, self.number, seq, op.key, op.kind, op.name, op.arguments, op.digest, op.failed, op.outcome,
                 attempts, started_at, at, op.ref,
             )
         )  # fmt: skip
+
+    def _warn_if_long(self) -> None:
+        if self.seq % LONG == 0:
+            logger.warning(
+                "%r has %d entries in run %d, all of which every replay goes through: begin a new run with "
+                "perdure.continue_as_new(), or do parts of it in children",
+                self, self.seq, self.number,
+            )  # fmt: skip
 
     def append_pushed(self, kind: str, name: str, arguments: bytes | None, message: Message) -> None:
         """What came by itself is the next entry."""
@@ -393,6 +396,7 @@ class Execution:
         seq = self.seq
         self.seq = seq + 1
         self._ahead += 1
+        self._warn_if_long()
         self.write(
             Entry(
                 self.uid, self.number, seq, "", kind, name, arguments, b"", False, message.body, 0, at, at, message.mid
@@ -494,7 +498,7 @@ class Execution:
         if self.stopped:
             return
         try:
-            if self.main is not None and self.main.done() and self._end():
+            if self.main is not None and self.main.done() and not self._reading and self._end():
                 return
         except Exception as error:  # the outcome cannot be written
             self.block(error)

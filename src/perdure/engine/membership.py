@@ -16,7 +16,8 @@ from perdure.engine.committer import Committer, Outcome
 from perdure.engine.editing import Editor
 from perdure.engine.payloads import Payloads
 from perdure.engine.replica import Replica
-from perdure.engine.scheduler import Scheduler, Settings
+from perdure.engine.scheduler import Scheduler
+from perdure.engine.settings import Settings
 from perdure.engine.timers import EngineTime, Timers
 from perdure.engine.waiters import Waiters
 from perdure.errors import CommitUnknown, InstanceNotFound, LeaseLost, PerdureError, StoreRefused, StoreUnavailable

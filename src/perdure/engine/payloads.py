@@ -16,6 +16,13 @@ LARGE: Final = 4096
 """Payloads below this many bytes do not make a batch too large, whatever their number."""
 
 
+class _Told(msgspec.Struct):
+    """As much of a stored exception as needs no class."""
+
+    type: str = msgspec.field(name="$")
+    args: list[Any] = msgspec.field(default_factory=list[Any])
+
+
 class Payloads:
     """The one way from a value to the bytes that are stored. Pure; one per engine."""
 
@@ -103,6 +110,11 @@ class Payloads:
         try:
             return self.decode_error(data)
         except (UnknownType, DoesNotFit) as unfit:
+            try:
+                plain = msgspec.json.decode(self._open(data), type=_Told)
+                return StepFailed(plain.type, ", ".join(map(str, plain.args)))
+            except (msgspec.MsgspecError, DoesNotFit):
+                pass
             return StepFailed(type(unfit).__name__, str(unfit))
 
     def arguments(

@@ -93,8 +93,10 @@ class Replica:
         self._unwatch = lambda: None
         if self._turn is not None:
             self._turn.cancel()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 5.0)
+        until = self._clock.monotonic() + 5.0
+        # Not by `to_thread`: at the end of the process no thread can be had any more.
+        while self._thread is not None and self._thread.is_alive() and self._clock.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
     # ------------------------------------------------------------ the loop turns
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Final, cast
 
-import msgspec
 from msgspec.structs import replace
 
 from perdure.api.flow import FlowFunction
@@ -24,12 +23,13 @@ from perdure.engine.loop import FlowLoop
 from perdure.engine.operations import ASKED, ReadOp, begun
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
+from perdure.engine.settings import Settings
 from perdure.engine.stepping import StepOp
 from perdure.engine.steps import StepRunner
 from perdure.engine.timers import Timers
-from perdure.engine.transacting import TransactionOp
+from perdure.engine.transacting import TransactionOp, transact
 from perdure.engine.waiters import Waiters
-from perdure.errors import CommitUnknown, LeaseLost, PerdureError, StoreRefused, StoreUnavailable
+from perdure.errors import PerdureError, StoreRefused
 from perdure.model.records import PUSHED, Entry, Instance, Kind, Loaded, Message, MessageKind, State
 from perdure.model.retry import Retry
 from perdure.model.writes import (
@@ -49,31 +49,8 @@ from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 
-RETRY_SECONDS: Final = 0.2
-"""So soon a transaction is tried again when the store was away."""
 TRANSACTION_SECONDS: Final = 0.5
 """A transaction may take so long, and at most half a lease: nobody else writes meanwhile."""
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scheduler is told once. Durations are in seconds."""
-
-    max_resident: int
-    max_running: int
-    unload_after: float | None
-    lease: float
-    stall_limit: float
-    kill_hung: bool
-    drain: float
-    retention: float | None
-    version: str
-    default_retry: Retry | None
-
-    def __post_init__(self) -> None:
-        if self.lease <= 0 or self.stall_limit <= 0:
-            raise ValueError("lease and stall_limit must be positive")
-        if self.max_resident < 0 or self.max_running < 1:
-            raise ValueError("max_resident must be at least 0, and max_running at least 1")
 
 
 class Scheduler:
@@ -196,35 +173,8 @@ class Scheduler:
         self.claims.read_on(execution)
 
     async def transact_for(self, op: TransactionOp) -> Entry:
-        """The entry of the transaction, which is on disk with all that its work wrote.
-
-        Raises what the work raises; LeaseLost if this replica may write no more.
-        """
-        work = op.body()
-        while True:
-            if op.run.stopped:
-                raise LeaseLost(f"{op.run!r} is not run here any more")
-            epoch = self._committer.epoch
-            try:
-                return await self._store.transact(self.replica.id, epoch, work, limit=self.transaction_limit)
-            except CommitUnknown:
-                found, _ = await self._written(op)
-                if found:
-                    return found[0]
-            except LeaseLost as error:
-                if epoch == self._committer.epoch and not op.run.stopped:
-                    self._committer.lost(error)
-                    raise
-            except StoreUnavailable as error:
-                logger.warning("%r: a transaction waits for the store: %s", op.run, error)
-                await asyncio.sleep(RETRY_SECONDS)
-
-    async def _written(self, op: TransactionOp) -> tuple[list[Entry], bool]:
-        while True:
-            try:
-                return await self._store.entries(op.run.uid, op.run.number, op.run.seq - 1)
-            except StoreUnavailable:
-                await asyncio.sleep(RETRY_SECONDS)
+        """See `transacting.transact`."""
+        return await transact(op, self._store, self._committer, self.replica.id, self.transaction_limit)
 
     def default_retry(self) -> Retry | None:
         """The engine's rule for steps that do not say."""
@@ -286,9 +236,7 @@ class Scheduler:
         execution.stopped = True
         reason = f"{type(error).__name__}: {error}"
         version = self.version_of(execution.instance.flow)
-        release = Release(
-            uid, State.BLOCKED, None, (), reason, version, self._store.system.process, execution.leaving
-        )
+        release = Release(uid, State.BLOCKED, None, (), reason, version, self._store.system.process, execution.leaving)
         self.suspending[uid] = release
         self._steps.cut_off(execution)
         self._committer.write(release)

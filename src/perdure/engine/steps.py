@@ -278,9 +278,10 @@ class StepRunner:
         except asyncio.CancelledError:
             op.run.running.pop(op, None)
             raise
-        except LeaseLost:
-            op.run.running.pop(op, None)  # everything here is dropped
         except Exception as error:
+            if isinstance(error, LeaseLost) and error is not op.own_error:
+                op.run.running.pop(op, None)  # everything here is dropped
+                return
             try:
                 op.raised(error)
             except Exception as unfit:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.engine.operations import ASKED, DELIVERED, Op
-from perdure.errors import StepFailed
+from perdure.errors import CommitUnknown, LeaseLost, StepFailed, StoreUnavailable
 from perdure.model.records import Entry, Kind
 from perdure.model.tx import Tx
 
 if TYPE_CHECKING:
+    from perdure.engine.committer import Committer
     from perdure.engine.execution import Execution
+    from perdure.stores.contract import Store
 
+logger = logging.getLogger("perdure")
+
+RETRY_SECONDS: Final = 0.2
+"""So soon a transaction is tried again when the store was away."""
 _NOTHING: Final = object()
 
 
 class TransactionOp(Op):
     """See the module. While it runs its instance delivers nothing, so that the next seq is the transaction's own."""
 
-    __slots__ = ("_value", "args", "context", "opaque", "work", "written")
+    __slots__ = ("_value", "args", "context", "opaque", "own_error", "work", "written")
     kind = Kind.TRANSACTION
 
     def __init__(
@@ -41,6 +49,8 @@ class TransactionOp(Op):
         self.args = args
         self.written: Entry | None = None
         """The entry, once it is on disk."""
+        self.own_error: BaseException | None = None
+        """What the work raised last: not the store's, even if it is of the store's classes."""
         self._value: Any = _NOTHING
 
     def digest_today(self, recorded: bytes) -> bytes | None:
@@ -56,10 +66,12 @@ class TransactionOp(Op):
         at = max(run.loop.now, started_at)
 
         async def work(tx: Tx) -> Entry:
+            self.own_error = None
             args, _ = run.payloads.copies(self.arguments or b"", self.args, {}, self.opaque)
             try:
                 value = await self.work(tx, *args)
-            except (Exception, GeneratorExit):  # the latter closes a work that awaited something else
+            except (Exception, GeneratorExit) as error:  # the latter closes a work that awaited something else
+                self.own_error = error
                 raise
             except BaseException as error:  # the work's own: it asks neither this task nor this program to end
                 raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
@@ -103,3 +115,44 @@ class TransactionOp(Op):
         if not self.future.done():
             self.future.set_result(self._value)
         return True
+
+
+async def transact(op: TransactionOp, store: Store, committer: Committer, replica: str, limit: float) -> Entry:
+    """The entry of the transaction, which is on disk with all that its work wrote.
+
+    Raises:
+        LeaseLost: this replica may write no more, or does not run the instance any more.
+        Exception: what the work raised.
+    """
+    work = op.body()
+    while True:
+        if op.run.stopped:
+            raise LeaseLost(f"{op.run!r} is not run here any more")
+        epoch = committer.epoch
+        try:
+            return await store.transact(replica, epoch, work, limit=limit)
+        except CommitUnknown as error:
+            if error is op.own_error:
+                raise
+            found, _ = await _written(op, store)
+            if found:
+                return found[0]
+        except LeaseLost as error:
+            if error is op.own_error:
+                raise
+            if epoch == committer.epoch and not op.run.stopped:
+                committer.lost(error)
+                raise
+        except StoreUnavailable as error:
+            if error is op.own_error:
+                raise
+            logger.warning("%r: a transaction waits for the store: %s", op.run, error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _written(op: TransactionOp, store: Store) -> tuple[list[Entry], bool]:
+    while True:
+        try:
+            return await store.entries(op.run.uid, op.run.number, op.run.seq - 1)
+        except StoreUnavailable:
+            await asyncio.sleep(RETRY_SECONDS)

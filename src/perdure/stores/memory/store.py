@@ -273,7 +273,7 @@ class MemoryStore:
 
     def _here(self) -> None:
         if os.getpid() != self._pid:
-            raise ForkedEngine("this process was forked after the store was made; make a store of its own in the child")
+            raise ForkedEngine("this process was forked after the store was made; fork first, and open the engine in the child")
 
     def _changed(self, replica: str | None = None) -> None:
         # Who commits knows by its answers; with one listener there is nobody else to tell, unless a client wrote.

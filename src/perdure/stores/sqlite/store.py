@@ -11,7 +11,7 @@ from perdure.errors import EngineClosed, ForkedEngine, LeaseLost, StoreUnavailab
 from perdure.stores.contract import BUDGET, Hung, Reaped
 from perdure.stores.folding import Folded
 from perdure.stores.leases import Lease
-from perdure.stores.sqlite import editing, owning, reading, schema, transacting, writing
+from perdure.stores.sqlite import editing, forks, owning, reading, schema, transacting, writing
 from perdure.stores.sqlite.replicas import ReplicaFile, Turnstile, replicas_in, write_lock_holder
 from perdure.stores.sqlite.writer import BUSY_MS, Writer, mapped
 from perdure.system import System
@@ -59,12 +59,14 @@ class SqliteStore:
         self._notify: list[Callable[[], None]] = []
         self._writer: Writer | None = None
         self._db: Database | None = None
+        self._opened = forks.NOTHING
 
     async def open(self) -> None:
         """See Store."""
         self._here()
         if self._writer is not None:
             return
+        forks.refuse_inherited(self.path)
         writer = Writer(self.path, Turnstile(self._folder), self.system.clock, self._tell)
         try:
             await writer.start()
@@ -76,6 +78,7 @@ class SqliteStore:
             await writer.stop()
             raise
         self._writer = writer
+        self._opened = forks.opened(self.path)
 
     async def close(self) -> None:
         """See Store."""
@@ -84,6 +87,7 @@ class SqliteStore:
         db, self._db = self._db, None
         if db is not None:
             db.close()
+            forks.closed(self._opened)
         if writer is not None:
             await writer.stop()
         for member in self._members.values():
@@ -311,7 +315,7 @@ class SqliteStore:
 
     def _here(self) -> None:
         if os.getpid() != self._pid:
-            raise ForkedEngine("this process was forked after the store was made; make a store of its own in the child")
+            raise ForkedEngine("this process was forked after the store was made; fork first, and open the engine in the child")
 
     def _open_writer(self) -> Writer:
         self._here()
