@@ -26,7 +26,7 @@ from perdure.clock import Duration
 from perdure.codec import Codec, type_name
 from perdure.engine.engine import Engine
 from perdure.engine.panel import Entries, Inbox, Panel
-from perdure.engine.sync_engine import SyncEngine, SyncHandle
+from perdure.engine.sync_engine import SyncEngine, SyncHandle, SyncPanel
 from perdure.errors import (
     AlreadyStarted,
     DoesNotFit,
@@ -69,8 +69,8 @@ __all__ = [
     "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported", "OutcomeUnknown",
     "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step",
     "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
-    "SyncEngine", "SyncHandle", "Tx", "UnknownType", "WaitsForNothing", "cancel", "capture", "continue_as_new",
-    "current", "delay", "expose", "exposed", "flow", "get_logger", "handle", "logger", "messages", "new_uuid",
-    "now", "patched", "receive", "rng", "run", "send", "send_many", "start", "start_many", "step",
-    "transaction", "type_name",
+    "SyncEngine", "SyncHandle", "SyncPanel", "Tx", "UnknownType", "WaitsForNothing", "cancel", "capture",
+    "continue_as_new", "current", "delay", "expose", "exposed", "flow", "get_logger", "handle", "logger",
+    "messages", "new_uuid", "now", "patched", "receive", "rng", "run", "send", "send_many", "start",
+    "start_many", "step", "transaction", "type_name",
 ]  # fmt: skip

@@ -311,4 +311,6 @@ EDITS = [
         options={"retention": 0},
     ),
 ]  # fmt: skip
-EDIT_CASES = [case for edit in EDITS for case in edit.cases()]
+ONLY_EDITS = Case("only-edits", [], edited_by(waiting, _save_all), None, {"execute": False})
+"""Edits what another process runs."""
+EDIT_CASES = [ONLY_EDITS, *(case for edit in EDITS for case in edit.cases())]

@@ -3,18 +3,23 @@
 Then the edit is made again by whoever wanted it, or it is not; nothing is stuck either way.
 """
 
+import asyncio
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from perdure import Engine
 from tests.crash.cases import Case
 from tests.crash.checks import Seen, check_end, see
-from tests.crash.edits import EDITS, Edit
+from tests.crash.edits import EDITS, ONLY_EDITS, Edit, until_suspended, waiting
+from tests.crash.flows import LEDGER, Note
 from tests.crash.forks import Forks, Run
 from tests.support.faults import Mode
 
 MOST_CALLS = 150
+EDITED, UNEDITED = EDITS[0].edited, EDITS[0].unedited
 
 edits = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.name)
 
@@ -114,3 +119,31 @@ def test_a_call_that_is_done_and_reported_failed_leaves_the_edit_whole_or_not_th
         if run.fault is None:
             return
     pytest.fail(f"more than {MOST_CALLS} store calls")
+
+
+@pytest.mark.parametrize("mode", ["before", "after"])
+async def test_if_only_the_editor_is_killed_who_ran_the_instance_goes_on(
+    mode: Mode, first: Forks, ground: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance may be the dead editor's own just then."""
+    outcomes: list[object] = []
+    for n in range(1, MOST_CALLS):
+        folder = ground / f"{n}"
+        folder.mkdir()
+        monkeypatch.setenv(LEDGER, str(folder / "ledger"))
+        async with Engine(f"sqlite:///{folder}/flows.db", flows=[waiting]) as engine:
+            handle = await engine.start(waiting, "ann", id="it")
+            await until_suspended(engine, (waiting, "it"))
+            killed = await asyncio.to_thread(first.run, ONLY_EDITS, folder, n, mode)
+            await handle.send(Note("go on"))
+            outcomes.append(await handle.result(timeout=20))
+        async with Engine(f"sqlite:///{folder}/flows.db"):
+            pass  # who comes next clears up after the dead
+        end = see(folder)
+        assert not any(end.left.values()), f"rows are left over after {killed.fault}: {end.left}"
+        assert end.done() == Counter(a=2 if outcomes[-1] == EDITED else 1, b=1)
+        if not killed.killed:
+            break
+    assert outcomes[-1] == EDITED
+    assert [outcome == EDITED for outcome in outcomes] == sorted(outcome == EDITED for outcome in outcomes)
+    assert outcomes.count(UNEDITED) == len(outcomes) - outcomes.count(EDITED) > 5

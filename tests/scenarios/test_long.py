@@ -25,13 +25,13 @@ from perdure import (
     messages,
     patched,
     receive,
+    send,
     start,
     step,
 )
 from perdure.engine import execution
 from perdure.errors import StoreUnavailable
 from perdure.model.records import Entry
-from tests.support.clock import until
 from tests.support.stores import SmallPages, as_store
 from tests.support.world import World, eventually
 
@@ -261,7 +261,7 @@ async def test_attempts_and_intents_that_are_pending_at_the_end(world: PagedWorl
     began = asyncio.Event()
     tried: list[int] = []
 
-    @step(name="shaky", retry=Retry(attempts=3, initial=10))
+    @step(name="shaky", retry=Retry(attempts=3, initial=10, backoff=1))
     async def shaky() -> int:
         tried.append(current().attempt)
         if current().attempt < 3:
@@ -457,24 +457,57 @@ async def test_a_run_is_not_new_enough_while_a_page_is_to_come(world: PagedWorld
     assert await engine.handle("order", "1").result(timeout=10) == [[1, 2, "shipped", 3], True, "go"]
 
 
+@pytest.mark.xfail(strict=True, reason="whether a call was accepted is not known before its page has come")
 async def test_a_lower_limit_does_not_hold_for_what_was_accepted(world: PagedWorld) -> None:
-    """Whether it was is on the next page."""
-
     async def body() -> Any:
-        first = await capture(len, "x" * 3000)
-        second = await capture(len, "x" * 5000)
-        try:
-            await capture(len, "x" * 20_000)
-        except PayloadTooLarge:
-            return [first, second, await capture(len, "x"), await receive(str)]
+        return [await capture(len, "x" * 3000), await capture(len, "x" * 5000), await receive(str)]
 
     code = flow(name="order")(body)
     engine = await world.engine(code, payload_limit=10_000)
     handle = await engine.start(code, id="1")
     await world.parked(handle)
     engine = await world.restart(engine, payload_limit=1_000)
+    handle = engine.handle(code, "1")
+    await handle.send("end")
+    await eventually(lambda: world.row(handle), lambda row: row.state is State.BLOCKED or row.state.ended)
+    assert await handle.result(timeout=1) == [3000, 5000, "end"]
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("what", ["step", "start", "send"])
+async def test_what_was_refused_for_its_size_is_refused_again(
+    world: PagedWorld, tmp_path: Path, paged: bool, what: str
+) -> None:
+    """And not taken for what was asked for in its place, under the same name."""
+
+    @flow(name="child")
+    async def child(text: str) -> int:
+        return len(text)
+
+    async def ask(text: str) -> Any:
+        if what == "step":
+            return await capture(len, text)
+        if what == "start":
+            return (await start(child, text, id="c")).id
+        return await send("nobody", "n", text)
+
+    async def body() -> Any:
+        try:
+            first = await ask("x" * 2_000)
+        except PayloadTooLarge:
+            first = await ask("x")
+        return [first, await receive(str)]
+
+    code = flow(name="order")(body)
+    place = world if paged else World(world.kind, tmp_path)
+    engine = await place.engine(code, child, payload_limit=1_000)
+    handle = await engine.start(code, id="1")
+    await place.parked(handle)
+    engine = await place.restart(engine)
     await engine.send(code, "1", "end")
-    assert await engine.handle(code, "1").result(timeout=10) == [3000, 5000, 1, "end"]
+    assert (await engine.handle(code, "1").result(timeout=10))[1] == "end"
+    if not paged:
+        await place.end()
 
 
 # ---------------------------------------------------------------- reading
@@ -656,4 +689,3 @@ async def test_a_run_of_very_many_entries_is_warned_of(
 
 def test_the_warning_comes_at_ten_thousand() -> None:
     assert execution.LONG == 10_000
-    assert callable(until)

@@ -14,7 +14,7 @@ import perdure
 from pydantic import BaseModel
 from perdure import (
     Cron, Engine, FlowCancelled, FlowFailed, FlowFunction, Handle, Health, Info, InitialState, OutcomeUnknown, Outgoing,
-    Panel, Retry, Step, Stream, Tx, capture, continue_as_new, current, patched, transaction, delay, expose, exposed, flow, get_logger, handle, logger, messages, new_uuid, now, receive, start,
+    Panel, Retry, Step, Stream, SyncEngine, SyncHandle, SyncPanel, Tx, capture, continue_as_new, current, patched, transaction, delay, expose, exposed, flow, get_logger, handle, logger, messages, new_uuid, now, receive, start,
     start_many, step, type_name,
 )
 
@@ -285,6 +285,45 @@ async def worker() -> None:
     engine = Engine("sqlite:///orders.db", flows=[order_flow], max_resident=100, unload_after=60, drain=timedelta(seconds=5), retry=Retry())
     async with engine:
         await engine.serve()
+
+
+# --- without an event loop -----------------------------------------------------------------------------
+def without_a_loop(order: Order) -> None:
+    with SyncEngine("sqlite:///orders.db", flows=[order_flow, listener, invoice], drain=5, retention=timedelta(days=30)) as engine:
+        handle = engine.start(order_flow, order, id=order.id)
+        assert_type(handle, SyncHandle[str])
+        assert_type(handle.result(timeout=60), str)
+        handle.send(FundsCaptured("x", Decimal(1)), key="event-17")
+        engine.start(invoice, order, 2, id="i-1", after=timedelta(days=1))
+        assert_type(engine.run(partial(invoice, order, copies=3), id="i-2"), str)
+        assert_type(engine.run(order_flow, order, id="1", initial=InitialState(messages=[True]), timeout=30), str)
+        assert_type(engine.start("HelloOrchestrator", "World", id="test"), SyncHandle[Any])
+        assert_type(engine.handle(order_flow, "1"), SyncHandle[str])
+        assert_type(engine.handle("order_flow", "1"), SyncHandle[Any])
+        assert_type(engine.start_many(invoice, [("a", order, 1), ("b", order, 2)]), Sequence[SyncHandle[str]])
+        engine.send(order_flow, "1", True, name="ApprovalEvent")
+        engine.send_many(order_flow, [Outgoing("1", FundsReserved("1"), key="k")])
+        for info in engine.find(order_flow, state=perdure.State.FAILED):
+            assert_type(info, Info)
+            engine.cancel(order_flow, info.id, "set aside")
+            assert_type(engine.restart(order_flow, info.id), SyncHandle[str])
+        panel = engine.panel(order_flow, "1")
+        assert_type(panel, SyncPanel[str])
+        panel.args = (order,)
+        panel.entries.remove("ShipProducts")
+        assert_type(panel.restart(), SyncHandle[str])
+        assert_type(panel.result, str | None)
+        engine.delete(order_flow, "1")
+        engine.schedule(listener, Cron("*/1 * * * *"), "o-1", id="every-minute")
+        engine.unschedule("every-minute")
+        assert_type(engine.health(), Health)
+        assert_type(handle.state(), perdure.State)
+        assert_type(handle.exposed("progress", returns=float), float | None)
+        assert_type(handle.exposed(), Mapping[str, Any])
+        handle.cancel()
+    engine = SyncEngine("memory://")
+    engine.open()
+    engine.close()
 
 
 # --- the decorated things are first-class ----------------------------------------------------------------

@@ -69,6 +69,7 @@ PUBLIC_NAMES = [
     "Stream",
     "SyncEngine",
     "SyncHandle",
+    "SyncPanel",
     "Tx",
     "UnknownType",
     "WaitsForNothing",

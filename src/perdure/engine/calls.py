@@ -60,9 +60,11 @@ class Calls:
         try:
             encoded = payloads.arguments(args, kwargs, spec.name)
         except PayloadTooLarge:
-            if not self.run.recorded_next(place, id, Kind.STEP, spec.name):
+            encoded = payloads.arguments(args, kwargs, spec.name, limited=False)
+            found = self.run.recorded_next(place, id, Kind.STEP, spec.name)
+            if found is None or found.digest != encoded[1]:
                 raise
-            encoded = payloads.arguments(args, kwargs, spec.name, limited=False)  # the limit was higher then
+            # Else the limit was higher then.
         op = StepOp(self.run, spec, args, kwargs, encoded, copy_context())
         self.run.ask(op, place, id)
         return op
@@ -150,9 +152,13 @@ class Calls:
         try:
             return self.run.payloads.encode(value, where)
         except PayloadTooLarge:
-            if not self.run.recorded_next(place, None, kind, name):
+            payloads = self.run.payloads
+            found = self.run.recorded_next(place, None, kind, name)
+            if found is None or found.arguments is None:
                 raise
-            return self.run.payloads.encode(value, where, limited=False)
+            if payloads.digest_of(found.arguments) != payloads.digest(value, where):
+                raise
+            return payloads.encode(value, where, limited=False)
 
     def _limit(self, op: Op, timeout: float, message: str) -> None:
         """The operation fails with TimeoutError after so many seconds of flow time."""

@@ -112,7 +112,7 @@ class Editor:
         finally:
             try:
                 await self._store.leave(replica)
-            except (StoreUnavailable, LeaseLost) as error:
+            except (StoreUnavailable, CommitUnknown, LeaseLost) as error:
                 logger.warning("replica %s could not leave; others take over what it owns: %s", replica, error)
 
     async def _given_up(self, seen: Instance, replica: str, epoch: int) -> None:

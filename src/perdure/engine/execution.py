@@ -41,7 +41,7 @@ from perdure.engine.transacting import TransactionOp
 from perdure.errors import (
     DuplicateId,
 )
-from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
 from perdure.model.writes import Expose, PendingDrop, Update, Write
 
 if TYPE_CHECKING:
@@ -440,10 +440,10 @@ class Execution:
 
     # ------------------------------------------------------------ steps, timers (called by the host)
 
-    def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> bool:
-        """Whether the next operation of this place was accepted in an earlier life, by this kind and name."""
+    def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> Entry | Pending | None:
+        """The next operation of this place as it was accepted in an earlier life, if it is of this kind and name."""
         key = f"{place.path()}{place.operations}" if id is None else "=" + id
-        return not self.live and self.journal.holds(key, kind, name)
+        return None if self.live else self.journal.held(key, kind, name)
 
     def arm(self, when: float, op: Op) -> None:
         """The operation is due at this time."""

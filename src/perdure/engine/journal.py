@@ -88,10 +88,10 @@ class Journal:
         self.patches[id] = answer = key in self.unordered
         return answer, entry
 
-    def holds(self, key: str, kind: str, name: str) -> bool:
-        """Whether an operation of this kind and name was asked for under the key in an earlier life."""
+    def held(self, key: str, kind: str, name: str) -> Entry | Pending | None:
+        """What was asked for under the key in an earlier life, if it is of this kind and name."""
         found = self.by_key.get(key) or self.pending.get(key)
-        return found is not None and found.kind == kind and found.name == name
+        return found if found is not None and found.kind == kind and found.name == name else None
 
     def agrees(self, op: Op, found: Entry | Pending) -> bool:
         """Whether this is of what the code asks for: of the same kind, name and arguments, unless an edit has made the
