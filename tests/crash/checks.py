@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,19 @@ class Seen:
     effects: Counter[str]
     """By idempotency key: how often."""
     labels: dict[str, str]
+    runs: dict[str, int] = field(default_factory=dict[str, int])
+    """By uid: the run that the instance is in."""
 
     @property
     def recorded(self) -> set[str]:
-        """The idempotency keys of all steps in the journals."""
-        return {f"{uid}.{run}.{key}" for uid, run, _, key, kind, _, _ in self.entries if kind == "step"}
+        """The idempotency keys of all steps in the journals, and of all that belonged to runs that are over."""
+        steps = {f"{uid}.{run}.{key}" for uid, run, _, key, kind, _, _ in self.entries if kind == "step"}
+        return steps | {key for key in self.effects if self.is_over(key)}
+
+    def is_over(self, key: str) -> bool:
+        """Whether the operation belonged to a run that is over, whose journal is gone."""
+        uid, run, _ = key.split(".", 2)
+        return int(run) < self.runs.get(uid, 0)
 
     def journal(self) -> list[tuple[str, ...]]:
         """What the journals hold, in an order that does not depend on which of several parallel steps ended first."""
@@ -74,6 +82,7 @@ def see(folder: Path) -> Seen:
         return Seen({}, [], {}, [], {}, effects, labels)
     db = _connect(path)
     try:
+        runs = dict(_rows(db, "select lower(hex(uid)), run from instance"))
         instances = {u: (id, s) for u, id, s in _rows(db, "select lower(hex(uid)), id, state from instance")}
         entries = [
             (*row[:6], bool(row[6]))
@@ -98,7 +107,7 @@ def see(folder: Path) -> Seen:
         }
     finally:
         db.close()
-    return Seen(instances, entries, pending, inbox, left, effects, labels)
+    return Seen(instances, entries, pending, inbox, left, effects, labels, runs)
 
 
 def _connect(path: Path) -> Any:
@@ -186,6 +195,7 @@ def _check_one_life(before: Seen, after: Seen, usual: Counter[str], shared: Coun
     if ended:
         begun = {key for key, (intent, _) in before.pending.items() if intent}
         failed = {f"{uid}.{run}.{key}" for uid, run, _, key, _, _, failed in after.entries if failed}
-        assert begun <= failed, "an at-most-once step had begun and did not end in OutcomeUnknown"
+        lost = {key for key in begun - failed if not after.is_over(key)}
+        assert not lost, "an at-most-once step had begun and did not end in OutcomeUnknown"
         missing = {label for label in usual if not label.startswith(MAYBE)} - set(after.labels.values())
         assert len(missing) <= len(begun), f"these never happened: {missing}"

@@ -25,6 +25,7 @@ from perdure.stores.sqlite import SqliteStore
 from tests.crash.cases import CASES, Case, Session
 from tests.crash.edits import EDIT_CASES
 from tests.crash.flows import LEDGER
+from tests.crash.runs import RUN_CASES
 from tests.support.faults import Faults, Mode, faulty
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +126,7 @@ def _child(request: dict[str, Any]) -> None:
     os.dup2(log, 2)
     faulthandler.dump_traceback_later(HANGS, exit=True, file=2)
     os.environ[LEDGER] = str(folder / "ledger")
-    case = next(case for case in [*CASES, *EDIT_CASES] if case.name == request["case"])
+    case = next(case for case in [*CASES, *EDIT_CASES, *RUN_CASES] if case.name == request["case"])
     faults = Faults(request["n"], request["mode"], tell=Path(prefix + ".fault").write_text)
     outcome = asyncio.run(_drive(case, str(folder / "flows.db"), faults))
     Path(prefix + ".outcome").write_text(json.dumps(outcome))

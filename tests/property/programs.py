@@ -17,7 +17,25 @@ from typing import Any
 
 import anyio
 
-from perdure import Retry, capture, current, expose, flow, messages, new_uuid, now, receive, rng, run, send, start, step
+from perdure import (
+    Retry,
+    Tx,
+    capture,
+    current,
+    expose,
+    flow,
+    messages,
+    new_uuid,
+    now,
+    patched,
+    receive,
+    rng,
+    run,
+    send,
+    start,
+    step,
+    transaction,
+)
 
 Node = dict[str, Any]
 
@@ -56,6 +74,13 @@ async def work(label: str, value: object, fails: int) -> object:
 @step(name="work in a thread")
 def plain(label: str, value: object) -> object:
     return f"{label}/{value}"
+
+
+async def pay(tx: Tx, label: str, fails: int) -> str:
+    await tx.execute("insert into paid values (?)", label)
+    if fails:
+        raise Failure(label)
+    return f"{label} {await tx.fetch('select 1')}"
 
 
 def doubled(n: int) -> int:
@@ -185,6 +210,12 @@ class Interpreter:
         self.see(node, "started")
         await asyncio.sleep(1)
         return await handle.result()
+
+    async def do_patch(self, node: Node) -> Any:
+        return patched(f"change {node['of']}")
+
+    async def do_pay(self, node: Node) -> Any:
+        return await transaction(pay, f"p{node['n']}", node["fails"])
 
     async def do_send(self, node: Node) -> Any:
         await send("elsewhere", "other", Ping(node["n"]))

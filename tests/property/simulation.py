@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
@@ -23,8 +23,10 @@ from perdure.engine.loop import FlowLoop
 from perdure.engine.operations import ASKED, ReadOp
 from perdure.engine.payloads import Payloads
 from perdure.engine.stepping import StepOp
+from perdure.engine.transacting import TransactionOp
 from perdure.errors import PerdureError
 from perdure.model.records import Entry, Instance, Kind, Loaded, Message, MessageKind, Pending, State
+from perdure.model.tx import Tx
 from perdure.model.writes import Create, Finish, PendingDrop, PendingPut, Send, Take, Unwatch, Watch, Write
 from perdure.stores.contract import answer_mid
 from tests.property.programs import Failure, Ping, Text, program, traces
@@ -47,6 +49,15 @@ class Saved(msgspec.Struct):
     """By id: arguments of the instances that were started, and whether they were cancelled."""
     watched: dict[str, tuple[int, str]] = {}
     """By the key that asks: the run and the id that is waited for."""
+
+
+class NoTx:
+    """A transaction on no database."""
+
+    async def execute(self, sql: str, /, *args: object) -> None: ...
+
+    async def fetch(self, sql: str, /, *args: object) -> list[dict[str, Any]]:
+        return [{"sql": sql}]
 
 
 class Attempt:
@@ -80,7 +91,7 @@ class Watched(Execution):
 class Simulation:
     """See the module; it is the execution's host, and its own real loop."""
 
-    def __init__(self, saved: Saved, plan: dict[str, Any], flow: Any = program) -> None:
+    def __init__(self, saved: Saved, plan: dict[str, Any], flow: Any = program, *, paged: bool = False) -> None:
         self.saved = saved
         self.chance = random.Random(plan["seed"])
         self.planned: list[list[Any]] = plan["messages"]
@@ -106,6 +117,8 @@ class Simulation:
         self._callbacks: list[Callable[[], object]] = []
         self._gated = False
         self._running: list[StepOp | ReadOp] = []
+        self._transactions: list[tuple[TransactionOp, Callable[[Tx], Coroutine[Any, Any, Entry]]]] = []
+        self._page_wanted = False
         self._cancelling: list[StepOp] = []
         self._alarms: list[float] = []
         self._answers: list[tuple[int, str, str, bool]] = []
@@ -119,7 +132,10 @@ class Simulation:
             ended_at=None,
         )  # fmt: skip
         traces.pop("one", None)
-        loaded = Loaded(instance, list(saved.entries), list(saved.pending), list(saved.inbox))
+        entries, self._later = list(saved.entries), list[Entry]()
+        if paged:  # each entry is a page of its own
+            entries, self._later = entries[:1], entries[1:]
+        loaded = Loaded(instance, entries, list(saved.pending), list(saved.inbox), bool(self._later))
         self.execution = Watched(self, Payloads(None, 1 << 20), flow, loaded)  # type: ignore[arg-type]
         self.execution.at_live = None
         self.execution.loop.wake()
@@ -138,12 +154,15 @@ class Simulation:
         return self.clock
 
     def write(self, write: Write, /) -> int:
-        if isinstance(write, Entry):
-            asked = self.execution.asked_keys
-            self.boundaries.add(len(self.writes))
-            self.marks.append([len(self.writes), len(traces.get("one", ())), asked, write.key])
+        if isinstance(write, Entry) and write.kind != Kind.PATCHED:
+            self._mark(write.key)
         self.writes.append(write)
         return len(self.writes)
+
+    def _mark(self, key: str) -> None:
+        """An entry is written now, of the operation with this key if that was asked for no more."""
+        self.boundaries.add(len(self.writes))
+        self.marks.append([len(self.writes), len(traces.get("one", ())), self.execution.asked_keys, key])
 
     def gate(self, execution: Execution) -> None:
         self._gated = True
@@ -156,8 +175,11 @@ class Simulation:
             execution.gated = False
             execution.gate_open()
 
-    def start_step(self, op: StepOp | ReadOp) -> None:
+    def start_step(self, op: StepOp | ReadOp | TransactionOp) -> None:
         self.started.append(op.name)
+        if isinstance(op, TransactionOp):
+            self._transactions.append((op, op.body()))
+            return
         if isinstance(op, StepOp):
             op.running = Attempt(op)
             op.started_at = self.clock
@@ -172,6 +194,9 @@ class Simulation:
         heapq.heappush(self._alarms, when)
 
     def settled(self, execution: Execution) -> None: ...
+
+    def read_on(self, execution: Execution) -> None:
+        self._page_wanted = True
 
     def finished(self, execution: Execution, finish: Finish) -> None:
         self.state = finish.state.value
@@ -214,6 +239,10 @@ class Simulation:
             found.append((1, self.hold))
         if self._running:
             found.append((6, self.end_a_step))
+        if self._transactions and not self.holding:
+            found.append((4, self.end_a_transaction))
+        if self._page_wanted:
+            found.append((6, self.turn_page))
         if self._cancelling:
             found.append((3, lambda: self._cancelling.pop(0).gone()))
         if self._alarms:
@@ -268,6 +297,25 @@ class Simulation:
         else:
             op.returned(data, copy)
 
+    def end_a_transaction(self) -> None:
+        """It commits by itself, with its entry, after what was written before."""
+        self.commit()
+        op, work = self._transactions.pop(0)
+        try:
+            entry = _at_once(Context(), work(NoTx()))
+        except Exception as error:
+            op.raised(error)
+            return
+        self._mark("")
+        self.writes.append(entry)
+        self.durable = len(self.writes)
+        op.committed(entry)
+
+    def turn_page(self) -> None:
+        self._page_wanted = False
+        page, self._later = self._later[:1], self._later[1:]
+        self.execution.page(page, more=bool(self._later))
+
     def ring(self) -> None:
         self.clock = max(self.clock, heapq.heappop(self._alarms))
         self.execution.fire(self.clock)
@@ -315,7 +363,9 @@ class Simulation:
 
     def replay_only(self) -> None:
         """The journal is replayed, and nothing else happens."""
-        while self._callbacks and self.state is None:
+        while (self._callbacks or self._page_wanted) and self.state is None:
+            if self._page_wanted:
+                self.turn_page()
             self.turn()
         self.end()
 

@@ -30,6 +30,8 @@ LEAVES: dict[str, dict[str, list[Any]]] = {
     "yield": {"times": [0, 1, 2, 3]},
     "draw": {},
     "expose": {},
+    "patch": {"of": [0, 1, 2]},
+    "pay": {"fails": [0, 0, 1]},
     "raise": {},
     "send": {},
     "words": {"count": [2, 4, 6], "together": BOTH},

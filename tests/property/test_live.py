@@ -82,7 +82,9 @@ def test_what_a_real_engine_recorded_replays_alike(worker: Worker, eager: bool) 
         assert "NonDeterminismError" not in (row.reason or "")
         saved = Saved(row.uid, row.arguments, loaded.entries[-1].at, loaded.entries, loaded.pending, loaded.inbox)
         nothing = {"seed": 0, "messages": [], "cancel_after": None}
-        report = worker.do(do="replay", saved=packed(saved), plan=nothing, only=True)
+        report = worker.do(
+            do="replay", saved=packed(saved), plan=nothing, only=True, paged=bool(len(saved.entries) % 2)
+        )
         if report["state"] == "blocked: NonDeterminismError":
             assert loose(node), report["problem"]
         elif row.state.ended:

@@ -60,18 +60,21 @@ def same(report: dict[str, Any], first: dict[str, Any]) -> None:
 def test_a_cut_anywhere_changes_nothing(pool: list[Worker], program: Node, plan: dict[str, Any]) -> None:
     first = pool[0].do(do="first", program=program, plan=plan)
     note(f"{first['state']} {first['result']} {first['problem']}, {first['entries']} entries")
-    full = pool[1].do(do="replay", saved=first["whole"], plan=plan, only=True)
-    if not stopped(full, program):
-        same(full, first)
-        assert full["started"] == []
+    for paged in (False, True):  # in one piece, and each entry a page of its own
+        full = pool[1].do(do="replay", saved=first["whole"], plan=plan, only=True, paged=paged)
+        if not stopped(full, program):
+            same(full, first)
+            assert full["started"] == []
     for number, cut in enumerate(first["cuts"]):
         going_on = {"seed": plan["seed"] + number + 1, "messages": cut["left"], "cancel_after": None}
-        report = pool[1 + number % 2].do(do="replay", saved=cut["saved"], plan=going_on, only=False)
-        note(f"cut at {cut['at']}: {report['state']} {report['problem']}")
+        for paged in (False, True):
+            report = pool[1 + number % 2].do(do="replay", saved=cut["saved"], plan=going_on, only=False, paged=paged)
+            note(f"cut at {cut['at']}: {report['state']} {report['problem']}")
+            if not stopped(report, program):
+                check_cut(first, cut, report)
         if stopped(report, program):
             continue
-        check_cut(first, cut, report)
-        again = pool[2 - number % 2].do(do="replay", saved=report["whole"], plan=going_on, only=True)
+        again = pool[2 - number % 2].do(do="replay", saved=report["whole"], plan=going_on, only=True, paged=False)
         if not stopped(again, program):
             same(again, report)
             assert again["started"] == []

@@ -1,6 +1,7 @@
 """A process with a hash seed of its own that runs programs: one JSON line in, one JSON line out.
 
-A job is {"do": "first", "program", "plan"} or {"do": "replay", "saved", "plan", "only"}.
+A job is {"do": "first", "program", "plan"} or {"do": "replay", "saved", "plan", "only",
+"paged"}.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def cut_at(simulation: Simulation, n: int) -> dict[str, Any]:
     return {"at": n, "saved": packed(simulation.cut(n)), "expected": expected, "left": simulation.plan_left(n)}
 
 
-def replay(saved: Saved, plan: dict[str, Any], *, only: bool) -> dict[str, Any]:
-    simulation = Simulation(saved, plan)
+def replay(saved: Saved, plan: dict[str, Any], *, only: bool, paged: bool) -> dict[str, Any]:
+    simulation = Simulation(saved, plan, paged=paged)
     if only:
         simulation.replay_only()
     else:
@@ -67,7 +68,7 @@ def replay(saved: Saved, plan: dict[str, Any], *, only: bool) -> dict[str, Any]:
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     if job["do"] == "first":
         return first(job["program"], job["plan"])
-    return replay(unpacked(job["saved"]), job["plan"], only=job["only"])
+    return replay(unpacked(job["saved"]), job["plan"], only=job["only"], paged=job["paged"])
 
 
 def main() -> None:

@@ -371,7 +371,7 @@ async def test_entries_that_were_put_there_before_it_began(world: PagedWorld) ->
 # ---------------------------------------------------------------- differences
 
 
-async def redeploy(world: PagedWorld, before: Callable[[], Awaitable[Any]], after: Callable[[], Awaitable[Any]]) -> str:
+async def redeploy(world: PagedWorld, before: Any, after: Any) -> str:
     """Why the instance that waits in `before` is blocked by `after`."""
     engine = await world.engine(flow(name="order")(before))
     handle = await engine.start("order", id="1")
@@ -611,6 +611,29 @@ async def test_a_panel_shows_all_of_it(world: PagedWorld) -> None:
     await world.parked(await engine.start(code, id="1"))
     panel = await engine.panel(code, "1")
     assert len(panel.entries) == 20
+
+
+@pytest.mark.parametrize("which", [0, 7, 19])
+async def test_a_step_runs_again_in_its_place_on_its_page(world: PagedWorld, which: int) -> None:
+    ran: list[int] = []
+
+    def note(n: int) -> int:
+        ran.append(n)
+        return n + 100 * ran.count(n)
+
+    async def body() -> list[Any]:
+        return [[await capture(note, n, id=f"{n}") for n in range(20)], await receive(str)]
+
+    code = flow(name="order")(body)
+    engine = await world.engine(code)
+    await world.parked(await engine.start(code, id="1"))
+    panel = await engine.panel(code, "1")
+    panel.entries.remove(f"{which}")
+    await panel.save()
+    await engine.send(code, "1", "end")
+    expected = [n + (200 if n == which else 100) for n in range(20)]
+    assert await engine.handle(code, "1").result(timeout=10) == [expected, "end"]
+    assert ran == [*range(20), which]
 
 
 async def test_payloads_are_in_memory_for_one_page_alone(tmp_path: Path) -> None:

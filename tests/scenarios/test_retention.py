@@ -326,31 +326,25 @@ async def test_a_finished_child_stays_as_long_as_its_parent_has_not_ended(world:
 
 
 async def test_the_child_of_a_parent_that_was_blocked_for_a_month_does_not_run_again(world: World) -> None:
-    def parent_with(name: str) -> Any:
-        @flow(name="parent")
-        async def parent() -> str:
-            child = await start(small, "child", id="child")
-            await receive(str)
-            return await (child if name == "good" else handle("other", "x")).result()
-
-        return parent
-
-    engine = await world.engine(parent_with("good"), small, retention=60)
-    of_parent = await engine.start("parent", id="1")
-    await world.parked(of_parent)
-    await engine.handle(small, "child").result(timeout=10)
+    @flow(name="parent")
+    async def parent() -> str:
+        child = await start(small, "child", id="child")
+        await receive(str)
+        return await child.result()
 
     @flow(name="parent")
-    async def bad() -> str:
+    async def other_code() -> str:
         return await work("something else")
 
-    engine = await world.restart(engine, bad, small)
+    engine = await world.engine(parent, small, retention=60)
+    await world.parked(await engine.start(parent, id="1"))
+    await engine.handle(small, "child").result(timeout=10)
+    engine = await world.restart(engine, other_code, small)
     await engine.send("parent", "1", "go on")
     await world.blocked(engine.handle("parent", "1"))
     await retired(world, engine, "1", "child", after=30 * 86400)
-    engine = await world.restart(engine, parent_with("good"), small)
-    result = await (await engine.restart("parent", "1")).result(timeout=10)
-    assert result == "child 1"
+    engine = await world.restart(engine, parent, small)
+    assert await (await engine.restart("parent", "1")).result(timeout=10) == "child 1"
     assert ran == ["child"]
 
 

@@ -15,12 +15,24 @@ Mode = Literal["before", "after", "failed", "unknown"]
 outcome is reported as unknown, as a disk may do that fails in the commit itself."""
 
 COUNTED = frozenset(
-    {"check", "claim", "claim_blocked", "commit", "edit", "entries", "exposed", "find", "inbox", "instance", "instances"}
-    | {"join", "leave", "load", "open", "raise_epoch", "reap", "retire", "wakeups"}
+    {
+        "check",
+        "claim",
+        "claim_blocked",
+        "commit",
+        "edit",
+        "entries",
+        "exposed",
+        "find",
+        "inbox",
+        "instance",
+        "instances",
+    }
+    | {"join", "leave", "load", "open", "raise_epoch", "reap", "retire", "transact", "wakeups"}
 )
 """The coroutines that touch the database. `renew` is called by a thread and touches a file of its own."""
 WRITING = frozenset({"check", "claim", "claim_blocked", "join", "leave", "raise_epoch", "reap", "retire", "wakeups"})
-SETTLED = frozenset({"commit", "edit"})
+SETTLED = frozenset({"commit", "edit", "transact"})
 """Those that are done again until it is known whether they are done."""
 
 

@@ -67,7 +67,7 @@ class Editor:
                 while isinstance(answer := await self._try(seen, plan, replica, epoch), OwnedBy):
                     try:
                         async with asyncio.timeout_at(deadline):
-                            await self._given_up(seen, replica, epoch)
+                            await self._given_up(seen, answer.replica, replica, epoch)
                     except TimeoutError:
                         raise TimeoutError(
                             f"replica {answer.replica}, which runs {seen.flow} {seen.id!r}, has not given it up within "
@@ -115,11 +115,10 @@ class Editor:
             except (StoreUnavailable, CommitUnknown, LeaseLost) as error:
                 logger.warning("replica %s could not leave; others take over what it owns: %s", replica, error)
 
-    async def _given_up(self, seen: Instance, replica: str, epoch: int) -> None:
-        """The instance was asked of its owner, and is nobody's now or this replica's."""
-        owner: str | None = ""
+    async def _given_up(self, seen: Instance, owner: str, replica: str, epoch: int) -> None:
+        """The instance was asked of its owner, which has it no more; or somebody else has edited it."""
         waited = ASK_AGAIN_SECONDS
-        while owner is not None and owner != replica:
+        while True:
             if waited >= ASK_AGAIN_SECONDS:
                 waited = 0.0
                 row = Message(
@@ -137,4 +136,5 @@ class Editor:
             rows = await self._store.instances([seen.uid])
             if not rows:
                 raise InstanceNotFound(seen.flow, seen.id)
-            owner = rows[0].owner
+            if rows[0].owner != owner or rows[0].edit != seen.edit:
+                return

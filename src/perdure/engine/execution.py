@@ -53,6 +53,8 @@ AHEAD_ENTRIES: Final = 1_000
 """An instance that is so many entries ahead of the disk gets no more deliveries."""
 LONG: Final = 10_000
 """At every so many entries of a run a warning tells of it."""
+IS_LONG: Final = """%r has %d entries in run %d, all of which every replay goes through: begin a new run with \
+perdure.continue_as_new(), or do parts of it in children"""
 
 
 class Execution:
@@ -370,10 +372,7 @@ class Execution:
             loop.now = at = max(loop.now, self.again.at)
             self.again = None
             self.journal.advance()
-        seq = self.seq
-        self.seq = seq + 1
-        self._ahead += 1
-        self._warn_if_long()
+        seq = self._next_seq()
         self.gate = self.host.write(
             Entry(
                 self.uid, self.number, seq, op.key, op.kind, op.name, op.arguments, op.digest, op.failed, op.outcome,
@@ -381,22 +380,20 @@ class Execution:
             )
         )  # fmt: skip
 
-    def _warn_if_long(self) -> None:
+    def _next_seq(self) -> int:
+        """The place of the next entry."""
+        seq = self.seq
+        self.seq = seq + 1
+        self._ahead += 1
         if self.seq % LONG == 0:
-            logger.warning(
-                "%r has %d entries in run %d, all of which every replay goes through: begin a new run with "
-                "perdure.continue_as_new(), or do parts of it in children",
-                self, self.seq, self.number,
-            )  # fmt: skip
+            logger.warning(IS_LONG, self, self.seq, self.number)
+        return seq
 
     def append_pushed(self, kind: str, name: str, arguments: bytes | None, message: Message) -> None:
         """What came by itself is the next entry."""
         loop = self.loop
         loop.now = at = max(loop.now, self.host.now())
-        seq = self.seq
-        self.seq = seq + 1
-        self._ahead += 1
-        self._warn_if_long()
+        seq = self._next_seq()
         self.write(
             Entry(
                 self.uid, self.number, seq, "", kind, name, arguments, b"", False, message.body, 0, at, at, message.mid
