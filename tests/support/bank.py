@@ -10,12 +10,16 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import apsw
+import pytest
 
-from perdure import Engine, Tx, flow, transaction
+from perdure import Engine, FlowFailed, Store, Tx, flow, transaction
+from tests.support.stores import Through, as_store
+from tests.support.world import World
 
 WHENS = ("begun", "written", "done")
 when = "never"
@@ -50,6 +54,63 @@ async def pay(tx: Tx, amount: int, what: str) -> int:
     (row,) = await tx.fetch("select amount from account where name = 'a'")
     dies("done")
     return row["amount"]
+
+
+class Counted:
+    """A payment that counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    async def __call__(self, tx: Tx, amount: int, what: str) -> int:
+        self.begun += 1
+        return await pay(tx, amount, what)
+
+
+class Faulty(Through):
+    """The next transaction meets a fault: `instead` may do it, and says how it ended for the engine."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.instead: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]] | None = None
+        self.calls = 0
+
+    async def transact(self, *args: Any, **options: Any) -> Any:
+        """See Store."""
+        self.calls += 1
+        instead, self.instead = self.instead, None
+        if instead is None:
+            return await self.real.transact(*args, **options)
+        return await instead(lambda: self.real.transact(*args, **options))
+
+
+def faulty(world: World) -> Faulty:
+    """The store of the world's next engine."""
+    store = Faulty(world.store())
+    world.store = lambda: as_store(store)  # type: ignore[method-assign]
+    return store
+
+
+async def engine_of(world: World, *flows: Any, **options: Any) -> Engine:
+    """An engine over a file that has the bank's tables too."""
+    engine = await world.engine(*flows, **options)
+    found(world.path)
+    return engine
+
+
+def paid(world: World) -> int:
+    """How many payments are in the database, which agrees with itself."""
+    ((count,),) = rows(world.path, "select count(*) from paid")
+    assert sum(accounts(world.path)) == 200
+    return count
+
+
+async def failed(engine: Engine, body: Any, *args: Any) -> BaseException:
+    """The error of the flow itself."""
+    with pytest.raises(FlowFailed) as error:
+        await engine.run(body, *args, id="failed", timeout=10)
+    assert error.value.__cause__ is not None
+    return error.value.__cause__
 
 
 @flow(name="pays")
