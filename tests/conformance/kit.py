@@ -1,5 +1,6 @@
 """Short words for the records, so that a test shows only what it is about."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -96,9 +97,10 @@ def finish(of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"do
     return Finish(uid(of), state, outcome, at, children, failed_seq)
 
 
-def again(of: int, run: int = 1, *, arguments: bytes = b"[2]", children: bool = False) -> Continue:
+def again(of: int, run: int = 1, *, arguments: bytes = b"[2]", children: bool = False, at: float = 2.0) -> Continue:
     """The instance continues as new."""
-    return Continue(uid(of), run, arguments, "v1", entry(of, 0, run=run, kind=Kind.BEGUN), children)
+    begun = replace(entry(of, 0, run=run, kind=Kind.BEGUN), at=at)
+    return Continue(uid(of), run, arguments, "v1", begun, children)
 
 
 def suspend(of: int, *, due_at: float | None = None, seen: tuple[bytes, ...] = (), to: str | None = None) -> Release:
@@ -129,8 +131,8 @@ class Kit:
         self.clock = clock
         self.epochs: dict[str, int] = {}
 
-    async def join(self, replica: str, version: str = "") -> None:
-        self.epochs[replica] = await self.store.join(replica, LEASE, version)
+    async def join(self, replica: str, *versions: str) -> None:
+        self.epochs[replica] = await self.store.join(replica, LEASE, versions)
 
     async def commit(self, *writes: Write, by: str | None = "a") -> list[Answer]:
         epoch = self.epochs[by] if by is not None else 0
@@ -155,10 +157,11 @@ class Kit:
         assert isinstance(answer, Continued)
         return answer
 
-    async def claim(self, by: str = "a", *, flows: tuple[str, ...] = ("f",), limit: int = 100,
+    async def claim(self, by: str = "a", *, flows: Mapping[str, str] | None = None, limit: int = 100,
                     thorough: bool = False, version: str = "") -> list[Instance]:  # fmt: skip
+        flows = {"f": version} if flows is None else flows
         rows, _ = await self.store.claim(
-            by, self.epochs[by], flows=flows, now=self.clock.now, limit=limit, thorough=thorough, version=version
+            by, self.epochs[by], flows=flows, now=self.clock.now, limit=limit, thorough=thorough
         )
         return rows
 
@@ -166,15 +169,13 @@ class Kit:
         return numbers(await self.claim(by, limit=limit, thorough=thorough, version=version))
 
     async def next_due(self, by: str = "a", *, version: str = "") -> float | None:
-        _, due = await self.store.claim(
-            by, self.epochs[by], flows=["f"], now=self.clock.now, limit=0, version=version
-        )  # fmt: skip
+        _, due = await self.store.claim(by, self.epochs[by], flows={"f": version}, now=self.clock.now, limit=0)
         return due
 
     async def tried(self, version: str, process: str = "p1", *, by: str = "a") -> list[int]:
         """The blocked instances that this code may try; they are blocked no more."""
         rows, last = await self.store.claim_blocked(
-            by, self.epochs[by], flows=["f"], version=version, process=process, after=b"", limit=100
+            by, self.epochs[by], flows={"f": version}, process=process, after=b"", limit=100
         )
         assert last == b""
         return numbers(rows)

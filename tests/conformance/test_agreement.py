@@ -107,7 +107,10 @@ def write(chance: random.Random) -> Write:
             )  # fmt: skip
         case 14:
             if chance.random() < 0.5:
-                return again(anyone, arguments=chance.choice([b"[3]", b"[4]"]), children=chance.random() < 0.7)
+                return again(
+                    anyone, arguments=chance.choice([b"[3]", b"[4]"]), children=chance.random() < 0.7,
+                    at=chance.choice([2.0, 10_000.0]),
+                )  # fmt: skip
             return finish(
                 anyone, chance.choice(ENDED), chance.choice([b"out", b"", None]), at=chance.choice([8.0, 9.0]),
                 children=chance.random() < 0.7, failed_seq=chance.choice([None, 1]),
@@ -153,7 +156,7 @@ def change(chance: random.Random) -> dict[str, Any]:
 
 def script(chance: random.Random) -> list[Action]:
     verbs = {"commit": 50, "again": 10, "claim": 12, "wakeups": 8, "later": 3, "leave": 1} | {
-        "edit": 20, "edit again": 4, "retire": 2, "claim blocked": 5, "page": 4
+        "edit": 20, "edit again": 4, "retire": 2, "forget": 2, "claim blocked": 5, "page": 4
     }  # fmt: skip
     actions: list[Action] = []
     for _ in range(70):
@@ -164,7 +167,7 @@ def script(chance: random.Random) -> list[Action]:
                 how: Any = [write(chance) for _ in range(chance.randint(1, 6))]
             case "edit":
                 how = change(chance)
-            case "page":
+            case "page" | "forget":
                 how = chance.randrange(12)
             case _:
                 how = (chance.random() < 0.3, chance.choice(["", "v1", "v2"]), chance.choice(["p1", "p2", "p3"]))
@@ -183,7 +186,7 @@ class Player:
     async def start(self) -> None:
         await self.kit.store.open()
         await self.kit.join("a", "v1")
-        await self.kit.join("b", "v2")
+        await self.kit.join("b", "v2", "v3")
         for n in range(START):
             parent = n // 2 if n % 3 == 0 and n else None
             await self.kit.commit(create(n, owned=n % 4 != 3, due_at=2.0, parent=parent), by="ab"[n % 2])
@@ -210,16 +213,18 @@ class Player:
                 return self.last_edit and await kit.edit(self.last_edit, None)
             case "retire":
                 return await kit.store.retire(by, epoch, before=8.7, now=kit.clock.now, limit=3)
+            case "forget":
+                return [await kit.store.forget("f", f"i{number}") for number in range(how, START)]
             case "claim":
                 thorough, version, _ = how
                 rows, due_at = await kit.store.claim(
-                    by, epoch, flows=["f"], now=kit.clock.now, limit=100, thorough=thorough, version=version
+                    by, epoch, flows={"f": version}, now=kit.clock.now, limit=100, thorough=thorough
                 )
                 return sorted(rows, key=lambda row: row.uid), due_at  # the order among equals is not promised
             case "claim blocked":
-                _, version, process = how
+                few, version, process = how
                 return await kit.store.claim_blocked(
-                    by, epoch, flows=["f"], version=version, process=process, after=uid(2), limit=100
+                    by, epoch, flows={"f": version}, process=process, after=uid(2), limit=2 if few else 100
                 )
             case "page":
                 return await kit.store.load(EVERYBODY, budget=how)

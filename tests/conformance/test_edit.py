@@ -213,6 +213,20 @@ async def test_a_message_that_would_get_the_key_of_another_stays_as_it_is(kit: K
     assert not (await kit.sent(send(1, 9, key="l"))).new
 
 
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_message_keeps_its_key_if_the_new_one_has_none(kit: Kit, taken: bool) -> None:
+    await kit.commit(create(1), send(1, 1, key="k"))
+    if taken:
+        await kit.commit(Take(uid(1), message(1).mid))
+    await kit.edited(1, by="a", messages=(message(1, b"new"),))
+    assert await kit.inbox(1) == [message(1, b"new", key="k")]
+    assert not (await kit.sent(send(1, 2, key="k"))).new
+    await kit.edited(1, id="other", messages=(message(1, b"newer", key="l"),))
+    assert await kit.inbox(1) == [message(1, b"newer", key="l")]
+    assert (await kit.sent(send(1, 3, key="k"))).new
+    assert not (await kit.sent(send(1, 4, key="l"))).new
+
+
 async def test_an_unsent_message_is_as_if_never_sent(kit: Kit) -> None:
     await kit.commit(create(1), send(1, 1, key="k"), send(1, 2), send(1, 3, key="l"))
     await kit.commit(Take(uid(1), mids(3)[0]), suspend(1))

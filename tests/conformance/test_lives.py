@@ -8,6 +8,7 @@ from perdure.model.records import MessageKind, State
 from perdure.model.writes import (
     Continued,
     Created,
+    Edited,
     Existing,
     Expose,
     Finished,
@@ -15,9 +16,10 @@ from perdure.model.writes import (
     Send,
     Sent,
     Take,
+    Unwatch,
     Update,
 )
-from perdure.stores.contract import answer_mid, cancel_mid
+from perdure.stores.contract import REPEAT_SECONDS, answer_mid, cancel_mid
 from tests.conformance.kit import (
     Kit,
     again,
@@ -89,6 +91,49 @@ async def test_keys_of_messages_stay_known_in_the_next_run(kit: Kit) -> None:
     await kit.commit(again(1))
     assert not (await kit.sent(send(1, 2, key="k"))).new
     assert await kit.inbox(1) == []
+
+
+async def test_what_was_taken_without_a_key_is_known_for_an_hour_after_it_was_sent(kit: Kit) -> None:
+    await kit.commit(create(1), create(2))
+    letters = [send(to, 10 * to + n, sent_at=float(n)) for to in (1, 2) for n in (1, 2, 3)]
+    await kit.commit(*letters, send(1, 4, key="k", sent_at=1.0), send(1, 5, sent_at=1.0))
+    await kit.commit(*(Take(uid(to), mids(10 * to + n)[0]) for to in (1, 2) for n in (1, 2, 3)))
+    await kit.commit(Take(uid(1), mids(4)[0]))
+    batch = again(1, at=2.0 + REPEAT_SECONDS)
+    assert await kit.one(batch) == Continued((message(5, sent_at=1.0),), ())
+    assert await kit.one(batch) == Continued((message(5, sent_at=1.0),), ())
+    await kit.commit(*letters)  # sent once more: what is known comes no second time
+    assert await kit.inbox(1) == [message(5, sent_at=1.0), message(11, sent_at=1.0)]
+    assert await kit.inbox(2) == []
+    assert not (await kit.sent(send(1, 6, key="k"))).new
+    await kit.commit(again(1, 2, at=3.0 + REPEAT_SECONDS))
+    await kit.commit(*letters)
+    assert await kit.mids(1) == mids(5, 11, 12)
+
+
+async def test_a_continuation_with_its_takes_sent_again_leaves_the_same(kit: Kit) -> None:
+    await kit.commit(create(1), send(1, 1, sent_at=1.0), send(1, 2, sent_at=1.0))
+    batch = [entry(1, 1), Take(uid(1), mids(1)[0]), again(1, at=10_000.0)]
+    first = await kit.commit(*batch)
+    assert await kit.commit(*batch) == first
+    assert await kit.mids(1) == mids(2)
+
+
+async def test_what_the_old_run_asked_for_in_the_batch_in_which_it_ends_is_not_asked(kit: Kit) -> None:
+    await kit.commit(create(1), create(2), create(3), create(4), watch(1, 3, "3"))
+    await kit.commit(finish(4))
+    batch = [
+        watch(1, 2), Unwatch(uid(1), 0, "3"), watch(1, 4, "4"), watch(1, 99, "9"), again(1), watch(3, 2),
+        watch(1, 2, "new", run=1),
+    ]  # fmt: skip
+    for _ in range(2):
+        assert await kit.commit(*batch) == [None, None, None, None, Continued((), ()), None, None]
+    done = await kit.one(finish(2))
+    assert isinstance(done, Finished)
+    assert sorted((s.uid, s.message.run, s.message.key) for s in done.sent if s.uid) == [
+        (uid(1), 1, "new"), (uid(3), 0, "1")
+    ]  # fmt: skip
+    assert await kit.one(finish(3)) == Finished(())
 
 
 async def test_a_message_of_the_same_batch_is_in_the_inbox_that_is_answered(kit: Kit) -> None:
@@ -317,6 +362,30 @@ async def test_a_message_for_a_tombstone_is_dropped(kit: Kit) -> None:
     for at in (1.0, kit.clock.now + 100):
         assert await kit.sent(send(1, 1, sent_at=at)) == Sent(None, None, message(1, sent_at=at), new=False)
     assert not (await kit.sent(send(1, 2, kind="cancel"))).new
+
+
+async def test_an_id_whose_tombstone_is_forgotten_may_be_started_again(kit: Kit) -> None:
+    await kit.commit(create(1), create(2))
+    await kit.commit(finish(1), finish(2))
+    await kit.retire(100.0)
+    assert await kit.store.forget("f", "i1")
+    assert not await kit.store.forget("f", "i1")
+    assert (await kit.sent(send(1, 1, sent_at=1.0))).new
+    assert await kit.created(create(3, "i1")) == Created((message(1, sent_at=1.0),))
+    assert await kit.one(create(4, "i2")) == Existing(b"", State.SUCCEEDED, b"", b"d:[]")
+    assert not await kit.store.forget("g", "i2")
+    assert not await kit.store.forget("f", "i9")
+
+
+async def test_a_life_and_the_record_of_a_deletion_are_not_forgotten(kit: Kit) -> None:
+    await kit.commit(create(1), create(2))
+    edit = await kit.staged(1, delete=True)
+    await kit.edit(edit, "a")
+    assert not await kit.store.forget("f", "i1")
+    assert not (await kit.sent(send(1, 1, sent_at=kit.clock.now - 1))).new
+    assert await kit.edit(edit, "a") == Edited()
+    assert not await kit.store.forget("f", "i2")
+    assert (await kit.row(2)).state is State.RUNNING
 
 
 async def test_a_new_life_that_is_retired_leaves_a_tombstone(kit: Kit) -> None:

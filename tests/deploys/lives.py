@@ -216,10 +216,11 @@ async def rows_of(engine: perdure.Engine, case: Case) -> dict[int, list[Instance
     """By the place where it stopped: the instance, first, and those that it started."""
     rows = await engine._store.find(flow=None, states=None, since=None, after=None, limit=500)
     found = {int(row.id): [row] for row in rows if row.flow == case.name}
-    names = {row.uid: k for k, (row,) in found.items()}
+    starters = {row.uid.hex(): k for k, (row,) in found.items()}
     for row in rows:
-        if row.flow != case.name:
-            found[names[row.parent] if row.parent is not None else int(row.id.partition("-")[0])].append(row)
+        if row.flow != case.name:  # its id begins with that of the instance that started it, or is made of its uid
+            starter = row.id.partition(".")[0]
+            found[starters[starter] if starter in starters else int(row.id.partition("-")[0])].append(row)
     return found
 
 
@@ -280,12 +281,11 @@ async def first_life(case: Case, folder: Path) -> First:
     engine = await world.engine(*flows(case, None, outside), version="1")
     pace, begin = Pace(world.clock), world.clock.wall()
 
-    async def marks(k: int, event: Event) -> int:
-        """Grows when the event is on disk; the only trace of a time may be that a step begins again."""
+    async def marks(k: int, event: Event) -> list[int]:
+        """Others when the event is on disk; the only trace of a time may be that a step begins again."""
         begun = sum(whose == str(k) for whose, _, _ in outside.ran) if isinstance(event, int) else 0
-        return begun + sum(
-            len(record.journal) + sum(row.attempt for row in record.pending) for record in await family(engine, case, k)
-        )
+        records = await family(engine, case, k)
+        return [begun, *(len(r.journal) for r in records), *(row.attempt for r in records for row in r.pending)]
 
     async def ready(k: int, event: Event) -> None:
         if isinstance(event, str):
@@ -313,7 +313,7 @@ async def first_life(case: Case, folder: Path) -> First:
                 case seconds:
                     now += seconds
                     await pace.at(now)
-            await eventually(functools.partial(marks, k, event), before.__lt__)
+            await eventually(functools.partial(marks, k, event), before.__ne__)
         await ready(k, case.script[k])
 
     lives = [asyncio.create_task(live(k)) for k in case.stops]

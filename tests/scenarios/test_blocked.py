@@ -522,7 +522,6 @@ async def test_an_instance_that_new_code_ran_last_is_the_new_codes(world: World)
     assert old_store.claimed.total() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a claim does not write which code runs the instance from now on")
 async def test_an_instance_whose_engine_died_goes_to_the_code_that_ran_it_last(world: World) -> None:
     """The new code took it over and died before it ever gave it back."""
     deploys = Deploys()

@@ -526,7 +526,6 @@ async def test_thousands_of_runs_keep_the_database_and_memory_small(
     assert not caplog.records
 
 
-@pytest.mark.xfail(strict=True, reason="of each message that was taken a row stays, although it has no key")
 async def test_messages_without_a_key_leave_nothing_behind(world: World) -> None:
     @flow(name="for ever")
     async def for_ever(n: int) -> int:

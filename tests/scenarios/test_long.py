@@ -457,7 +457,6 @@ async def test_a_run_is_not_new_enough_while_a_page_is_to_come(world: PagedWorld
     assert await engine.handle("order", "1").result(timeout=10) == [[1, 2, "shipped", 3], True, "go"]
 
 
-@pytest.mark.xfail(strict=True, reason="whether a call was accepted is not known before its page has come")
 async def test_a_lower_limit_does_not_hold_for_what_was_accepted(world: PagedWorld) -> None:
     async def body() -> Any:
         return [await capture(len, "x" * 3000), await capture(len, "x" * 5000), await receive(str)]

@@ -347,7 +347,6 @@ async def test_what_was_ended_by_hand_goes_on_where_it_was(world: World, desk: D
     assert desk.done == ["hotel", "flight", "mail to ann"]
 
 
-@pytest.mark.xfail(strict=True, reason="Scheduler._withdrawn parks it again and asks nobody to unload it")
 async def test_an_instance_that_messages_of_no_use_kept_in_memory_leaves_it_again(world: World) -> None:
     @flow(name="waits")
     async def waits() -> str:

@@ -308,7 +308,6 @@ async def test_messages_that_dropped_entries_took_are_there_again_in_their_place
     assert await handle.result(timeout=10) == [1, 2, 3, 40, 5, True]
 
 
-@pytest.mark.xfail(strict=True, reason="a message that is given back loses its key: the entry does not know it")
 async def test_the_key_of_a_message_that_is_there_again_stays_known(world: World, desk: Desk) -> None:
     @flow(name="takes")
     async def takes() -> list[int]:

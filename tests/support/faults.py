@@ -24,6 +24,7 @@ COUNTED = frozenset(
         "entries",
         "exposed",
         "find",
+        "forget",
         "inbox",
         "instance",
         "instances",
@@ -31,7 +32,9 @@ COUNTED = frozenset(
     | {"join", "leave", "load", "open", "raise_epoch", "reap", "retire", "transact", "wakeups"}
 )
 """The coroutines that touch the database. `renew` is called by a thread and touches a file of its own."""
-WRITING = frozenset({"check", "claim", "claim_blocked", "join", "leave", "raise_epoch", "reap", "retire", "wakeups"})
+WRITING = frozenset(
+    {"check", "claim", "claim_blocked", "forget", "join", "leave", "raise_epoch", "reap", "retire", "wakeups"}
+)
 SETTLED = frozenset({"commit", "edit", "transact"})
 """Those that are done again until it is known whether they are done."""
 
@@ -91,7 +94,7 @@ def _something(method: str, answer: Any) -> bool:
             return bool(rows)
         case "reap":
             return bool(answer.taken)
-        case "wakeups" | "retire":
+        case "forget" | "retire" | "wakeups":
             return bool(answer)
         case _:
             return False

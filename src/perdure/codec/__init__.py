@@ -31,6 +31,7 @@ __all__ = [
     "register",
     "round_trip",
     "tag_of",
+    "tag_of_class",
     "type_name",
 ]
 

@@ -31,7 +31,6 @@ from perdure.engine.operations import (
 from perdure.engine.stepping import StepOp
 from perdure.engine.transacting import TransactionOp
 from perdure.errors import PayloadTooLarge
-from perdure.model.records import Kind
 from perdure.model.writes import Send
 
 if TYPE_CHECKING:
@@ -56,16 +55,10 @@ class Calls:
         """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id."""
         if kwargs:
             args, kwargs = spec.bind(args, kwargs)
-        payloads = self.run.payloads
-        try:
-            encoded = payloads.arguments(args, kwargs, spec.name)
-        except PayloadTooLarge:
-            encoded = payloads.arguments(args, kwargs, spec.name, limited=False)
-            found = self.run.recorded_next(place, id, Kind.STEP, spec.name)
-            if found is None or found.digest != encoded[1]:
-                raise
-            # Else the limit was higher then.
+        encoded, refused = self._arguments(args, kwargs, spec.name)
         op = StepOp(self.run, spec, args, kwargs, encoded, copy_context())
+        if refused is not None:
+            op.refuse(refused)
         self.run.ask(op, place, id)
         return op
 
@@ -91,11 +84,13 @@ class Calls:
     ) -> Op:
         """Another instance is asked for; without an id it gets one made of this run's uid and the operation's key."""
         name = flow if isinstance(flow, str) else flow.name
-        data = self._encode(list(args), f"arguments of {name}", place, Kind.START, name)
+        data, refused = self._encode(list(args), f"arguments of {name}")
         if id is None:
             id = f"{self.run.uid.hex()}.{self.run.number}.{place.path()}{place.operations}"
         check_name(id, "id")
         op = StartOp(self.run, name, id, data, self.run.payloads.digest(list(args), name), detached=detached)
+        if refused is not None:
+            op.refuse(refused)
         return self.run.ask(op, place)
 
     def wait(self, place: Place, started: Started, *, child: bool, timeout: float | None) -> Op:
@@ -115,10 +110,13 @@ class Calls:
             check_name(key, "key")
         if name is not None:
             check_name(name, "name")
-        body = self._encode(message, f"message to {flow}", place, Kind.SEND, flow)
+        body, refused = self._encode(message, f"message to {flow}")
         row = new_message(self.run.host.new_uid(), codec.tag_of(message), body, key, name, self.loop.time())
         digest = self.run.payloads.digest(message, f"message to {flow}")
-        return self.run.ask(SendOp(self.run, Send(flow, id, row), digest), place)
+        op = SendOp(self.run, Send(flow, id, row), digest)
+        if refused is not None:
+            op.refuse(refused)
+        return self.run.ask(op, place)
 
     def cancel(self, place: Place, flow: str, id: str, reason: str | None) -> Op:
         """The end of another instance is requested."""
@@ -131,8 +129,11 @@ class Calls:
     ) -> Op:
         """A transaction on the flow's own database is asked for."""
         name = getattr(work, "__qualname__", type(work).__qualname__)
-        encoded = self.run.payloads.arguments(args, {}, name)
-        return self.run.ask(TransactionOp(self.run, name, work, args, encoded, copy_context()), place, id)
+        encoded, refused = self._arguments(args, {}, name)
+        op = TransactionOp(self.run, name, work, args, encoded, copy_context())
+        if refused is not None:
+            op.refuse(refused)
+        return self.run.ask(op, place, id)
 
     def next_run(self, args: tuple[Any, ...]) -> NextRun:
         """What ends this run and begins the next with these arguments. Raises TypeError if they do not fit the flow."""
@@ -148,17 +149,21 @@ class Calls:
         check_name(id, "id")
         return self.run.ask(ReadOp(self.run, what, flow, id, key), place)
 
-    def _encode(self, value: object, where: str, place: Place, kind: str, name: str) -> bytes:
+    # What is too large is refused by the operation, and so in the journal: the limit may be another at replay.
+
+    def _encode(self, value: object, where: str) -> tuple[bytes, PayloadTooLarge | None]:
         try:
-            return self.run.payloads.encode(value, where)
-        except PayloadTooLarge:
-            payloads = self.run.payloads
-            found = self.run.recorded_next(place, None, kind, name)
-            if found is None or found.arguments is None:
-                raise
-            if payloads.digest_of(found.arguments) != payloads.digest(value, where):
-                raise
-            return payloads.encode(value, where, limited=False)
+            return self.run.payloads.encode(value, where), None
+        except PayloadTooLarge as error:
+            return self.run.payloads.encode(value, where, limited=False), error
+
+    def _arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
+    ) -> tuple[tuple[bytes, bytes, frozenset[int | str]], PayloadTooLarge | None]:
+        try:
+            return self.run.payloads.arguments(args, kwargs, name), None
+        except PayloadTooLarge as error:
+            return self.run.payloads.arguments(args, kwargs, name, limited=False), error
 
     def _limit(self, op: Op, timeout: float, message: str) -> None:
         """The operation fails with TimeoutError after so many seconds of flow time."""

@@ -58,8 +58,10 @@ class Claims:
         """An answer of the store was lost: what it gave may be unknown here."""
         self._again: set[bytes] = set()
         """Instances here whose inbox is to be read again."""
-        self._blocked_after: dict[str, bytes] = {}
-        """How far the blocked instances have been looked at, by the code identity of their flows."""
+        self._flows = {flow: scheduler.version_of(flow) for flow in scheduler.flows}
+        """The identity of the code that runs each flow here."""
+        self._blocked_after = b""
+        """How far the blocked instances have been looked at."""
         self._pages: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -165,24 +167,17 @@ class Claims:
         that start at once do not replay all that is blocked at once. True: all were looked at.
         """
         scheduler = self._scheduler
-        by_version: dict[str, list[str]] = {}
-        for flow in scheduler.flows:
-            by_version.setdefault(scheduler.version_of(flow), []).append(flow)
-        all_seen = True
-        for version, flows in by_version.items():
-            room = min(self._room(), BLOCKED)
-            if room <= 0 or scheduler.holding or not scheduler.replica.safe_to_start():
-                return False
-            rows, after = await self._store.claim_blocked(
-                scheduler.replica.id, self._committer.epoch, flows=flows, version=version,
-                process=self._store.system.process, after=self._blocked_after.get(version, b""), limit=room,
-            )  # fmt: skip
-            self._blocked_after[version] = after
-            all_seen = all_seen and not after
-            if rows:
-                logger.info("%d blocked instances are tried with the code of this replica", len(rows))
-            await self._load(rows)
-        return all_seen
+        room = min(self._room(), BLOCKED)
+        if room <= 0 or scheduler.holding or not scheduler.replica.safe_to_start():
+            return False
+        rows, self._blocked_after = await self._store.claim_blocked(
+            scheduler.replica.id, self._committer.epoch, flows=self._flows, process=self._store.system.process,
+            after=self._blocked_after, limit=room,
+        )  # fmt: skip
+        if rows:
+            logger.info("%d blocked instances are tried with the code of this replica", len(rows))
+        await self._load(rows)
+        return not self._blocked_after
 
     async def _read_wakeups(self) -> None:
         again, self._again = self._again, set()
@@ -208,11 +203,10 @@ class Claims:
         rows, next_due = await self._store.claim(
             self._scheduler.replica.id,
             self._committer.epoch,
-            flows=list(self._scheduler.flows),
+            flows=self._flows,
             now=self._now(),
             limit=min(room, CLAIM),
             thorough=thorough,
-            version=self._scheduler.settings.version,
         )
         await self._load(rows)
         return len(rows), next_due

@@ -41,7 +41,7 @@ from perdure.engine.transacting import TransactionOp
 from perdure.errors import (
     DuplicateId,
 )
-from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, Pending
+from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message
 from perdure.model.writes import Expose, PendingDrop, Update, Write
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Execution:
             return op
         self.ops[key] = op
         if self.live:
-            op.activate()
+            op.begin()
             return op
         entry = journal.by_key.pop(key, None)
         if entry is not None and not self._fits(op, entry):
@@ -168,7 +168,8 @@ class Execution:
         return op
 
     def _give_unordered(self, op: Op, entry: Entry) -> None:
-        if entry.kind != op.kind or (entry.name and entry.name != op.name):
+        kind = op.kind if op.kind != Kind.TRANSACTION or entry.name else Kind.STEP
+        if entry.kind != kind or (entry.name and entry.name != op.name):
             self.block(differences.other_call(self, op, f"{entry.kind} {entry.name}", "an entry that was put there"))
             return
         try:
@@ -218,7 +219,7 @@ class Execution:
             self._stale = True
             op.dropped()
         else:
-            self.journal.dropped.add(op.key)
+            self.journal.dropped[op.key] = op
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
             elif (
@@ -309,7 +310,9 @@ class Execution:
             return
         self.journal.turn_page(entries, more=more)
         for entry in self.journal.entries:
-            op = self.ops.get(entry.key) if entry.kind not in PUSHED else None
+            if entry.kind in PUSHED:
+                continue
+            op = self.ops.get(entry.key) or self.journal.dropped.get(entry.key)
             if op is not None:
                 del self.journal.by_key[entry.key]
                 if not self._fits(op, entry):
@@ -347,11 +350,11 @@ class Execution:
         asked = list(self.ops.values())
         for op in asked:
             if isinstance(op, StepOp) and op.intent:
-                op.activate()
+                op.begin()
         self.mailbox.go_live()
         for op in asked:
             if op.state == ASKED and not (isinstance(op, StepOp) and op.intent):
-                op.activate()
+                op.begin()
         return True
 
     def complete(self, op: Op | Pushed) -> None:
@@ -436,11 +439,6 @@ class Execution:
         return not self.live and (self.had_waited or not self.journal.used_up)
 
     # ------------------------------------------------------------ steps, timers (called by the host)
-
-    def recorded_next(self, place: Place, id: str | None, kind: str, name: str) -> Entry | Pending | None:
-        """The next operation of this place as it was accepted in an earlier life, if it is of this kind and name."""
-        key = f"{place.path()}{place.operations}" if id is None else "=" + id
-        return None if self.live else self.journal.held(key, kind, name)
 
     def arm(self, when: float, op: Op) -> None:
         """The operation is due at this time."""

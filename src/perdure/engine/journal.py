@@ -33,8 +33,8 @@ class Journal:
         """Entries of this page and earlier ones that nobody has asked for yet."""
         self.pending: dict[str, Pending] = {p.key: p for p in loaded.pending}
         """Pending operations that nobody has asked for yet."""
-        self.dropped: set[str] = set()
-        """Keys that were asked for and dropped: their entries are no-ops."""
+        self.dropped: dict[str, Op] = {}
+        """What was asked for and dropped, by key: its entry is a no-op."""
         self.patches: dict[str, bool] = {}
         """What `patched` has answered in this run."""
         self.edited_seq = loaded.instance.edited_seq
@@ -88,11 +88,6 @@ class Journal:
         self.patches[id] = answer = key in self.unordered
         return answer, entry
 
-    def held(self, key: str, kind: str, name: str) -> Entry | Pending | None:
-        """What was asked for under the key in an earlier life, if it is of this kind and name."""
-        found = self.by_key.get(key) or self.pending.get(key)
-        return found if found is not None and found.kind == kind and found.name == name else None
-
     def agrees(self, op: Op, found: Entry | Pending) -> bool:
         """Whether this is of what the code asks for: of the same kind, name and arguments, unless an edit has made the
         recorded arguments of no account.
@@ -102,10 +97,10 @@ class Journal:
             return False
         if op.digest == found.digest or self.edited_seq >= (found.seq if isinstance(found, Entry) else 0):
             return True
-        return found.arguments is not None and op.digest == op.digest_today(found.arguments)
+        return found.arguments is not None and op.digest == op.digest_today(found.arguments, found.digest)
 
 
 _GONE: Final[Any] = None
 _NO_ENTRIES: Final[list[Entry]] = []
 _NO_KEYS: Final[dict[str, Entry]] = {}
-_NO_DROPPED: Final[set[str]] = set()
+_NO_DROPPED: Final[dict[str, Op]] = {}

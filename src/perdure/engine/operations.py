@@ -10,20 +10,32 @@ import asyncio
 import functools
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, cast
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Union, cast, get_args, get_origin
 
 import msgspec
 
 from perdure import codec
 from perdure.api.scope import Started
 from perdure.engine.loop import IDLE_TURNS, FlowTimer
-from perdure.errors import AlreadyStarted, DoesNotFit, FlowCancelled, InstanceNotFound, StepFailed, UnknownType
+from perdure.errors import (
+    AlreadyStarted,
+    DoesNotFit,
+    FlowCancelled,
+    InstanceNotFound,
+    PayloadTooLarge,
+    StepFailed,
+    UnknownType,
+)
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
 from perdure.model.writes import Send, Take, Unwatch, Watch
 from perdure.stores.contract import cancel_mid
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
+
+ADDRESS: Final = 8
+"""So many bytes of the digest of a start or a send are of whom it is for; the rest are of what is given."""
 
 ASKED: Final = 0
 DELIVERED: Final = 1
@@ -44,6 +56,7 @@ class Op:
         "name",
         "outcome",
         "ref",
+        "refused",
         "run",
         "state",
     )
@@ -62,6 +75,8 @@ class Op:
         self.ref: bytes | None = None
         self.expired = False
         """Whether its time limit was over before it."""
+        self.refused: PayloadTooLarge | None = None
+        """Why it will not be done; it was, if an earlier life had another limit."""
         self.at_least = 0.0
         """Flow time of its delivery is at least this."""
 
@@ -69,6 +84,18 @@ class Op:
         """See `api.scope.Operation`."""
         if self.state == ASKED:
             self.run.drop(self)
+
+    def refuse(self, error: PayloadTooLarge) -> None:
+        """It is not done and fails with the error when its turn comes, and its arguments are not kept."""
+        self.refused, self.arguments = error, None
+
+    def begin(self) -> None:
+        """The journal is used up and does not hold it: it begins for real, unless it is refused, which is recorded."""
+        if self.refused is None:
+            self.activate()
+        else:
+            self.failed, self.outcome = True, self.run.payloads.encode_error(self.refused, self.name)
+            self.run.complete(self)
 
     def activate(self) -> None:
         """The journal is used up and does not hold it: it begins for real."""
@@ -90,9 +117,9 @@ class Op:
         self.ref = entry.ref
         self.give()
 
-    def digest_today(self, recorded: bytes) -> bytes | None:
-        """The digest that the recorded arguments would have if they were written with today's types; None: they
-        cannot be.
+    def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
+        """The digest that the recorded arguments, which had that digest, would have if they were written with today's
+        types; None: they cannot be.
         """
         return codec.digest(recorded)
 
@@ -189,7 +216,22 @@ class TimerOp(Op):
 
 
 def _label(form: Any) -> str:
-    return getattr(form, "__qualname__", None) or str(form)
+    """What a receive asks for, by the names under which values are stored: the same when a class is renamed or moved."""
+    try:
+        return _label_of(form)
+    except TypeError:  # not hashable
+        return str(form)
+
+
+@functools.lru_cache(maxsize=1024)
+def _label_of(form: Any) -> str:
+    arguments = get_args(form)
+    if not arguments:
+        return codec.tag_of_class(form).rpartition(":")[2] if isinstance(form, type) else str(form)
+    origin = get_origin(form)
+    if origin is Union or origin is UnionType:
+        return " | ".join(map(_label, arguments))
+    return f"{_label(origin)}[{', '.join(map(_label, arguments))}]"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -259,16 +301,16 @@ class StartOp(Op):
     kind = Kind.START
 
     def __init__(self, run: Execution, flow: str, id: str, arguments: bytes, digest: bytes, *, detached: bool) -> None:
-        super().__init__(run, flow, arguments, codec.digest(codec.encode([id, detached]) + digest))
+        super().__init__(run, flow, arguments, codec.digest(codec.encode([id, detached])) + digest)
         self.flow = flow
         self.id = id
         self.child_arguments = arguments
         self.wanted_digest = digest
         self.detached = detached
 
-    def digest_today(self, recorded: bytes) -> bytes | None:
+    def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         today = self.run.payloads.today(recorded)
-        return None if today is None else codec.digest(codec.encode([self.id, self.detached]) + today)
+        return None if today is None else digest[:ADDRESS] + today
 
     def restore(self, entry: Entry) -> None:
         if entry.digest != self.digest and entry.arguments is not None:
@@ -281,8 +323,8 @@ class StartOp(Op):
         self.run.complete(self)
 
     def record(self) -> bool:
-        if self.state != ASKED:
-            return False
+        if self.state != ASKED or self.failed:
+            return super().record()
         run, host = self.run, self.run.host
         self.ref = host.new_uid()
         run.append(self, 1, run.loop.now)
@@ -300,6 +342,9 @@ class StartOp(Op):
         return True
 
     def give(self) -> None:
+        if self.failed:
+            super().give()
+            return
         if not self.detached:
             self.run.has_children = True
         if not self.future.done():
@@ -381,26 +426,27 @@ class WaitOp(Op):
 class SendOp(Op):
     """A message or cancel request for another instance; it is there when the entry is durable."""
 
-    __slots__ = ("_address", "to")
+    __slots__ = ("to",)
     kind = Kind.SEND
 
     def __init__(self, run: Execution, send: Send, digest: bytes) -> None:
-        self._address = codec.encode([send.id, send.message.key, send.message.name])
-        super().__init__(run, send.flow, send.message.body, codec.digest(self._address + digest))
+        address = codec.encode([send.id, send.message.key, send.message.name])
+        super().__init__(run, send.flow, send.message.body, codec.digest(address) + digest)
         self.to = send
 
-    def digest_today(self, recorded: bytes) -> bytes | None:
+    def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         today = self.run.payloads.today(recorded)
-        return None if today is None else codec.digest(self._address + today)
+        return None if today is None else digest[:ADDRESS] + today
 
     def activate(self) -> None:
         self.run.complete(self)
 
     def record(self) -> bool:
-        if super().record():
+        if not super().record():
+            return False
+        if not self.failed:
             self.run.write(self.to)
-            return True
-        return False
+        return True
 
     def value(self) -> Any:
         return None

@@ -359,7 +359,7 @@ class Scheduler:
             return False
         del self.suspending[uid]
         execution.stopped = False
-        self._parked[execution] = None
+        self.settled(execution)  # it leaves after all, if what came does not wake it
         return True
 
     def hand_over(self, execution: Execution, to: str) -> None:

@@ -62,7 +62,7 @@ class StepOp(Op):
         self.started_at = 0.0
         """When the last attempt began."""
 
-    def digest_today(self, recorded: bytes) -> bytes | None:
+    def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         return self.run.payloads.today(recorded, self.opaque)
 
     def activate(self) -> None:

@@ -53,7 +53,7 @@ class TransactionOp(Op):
         """What the work raised last: not the store's, even if it is of the store's classes."""
         self._value: Any = _NOTHING
 
-    def digest_today(self, recorded: bytes) -> bytes | None:
+    def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         return self.run.payloads.today(recorded, self.opaque)
 
     def activate(self) -> None:

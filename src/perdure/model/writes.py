@@ -200,7 +200,9 @@ class Edit(msgspec.Struct, frozen=True):
     forget: tuple[str, ...] = ()
     """The keys of pending operations that are gone."""
     messages: tuple[Message, ...] = ()
-    """Rows of the inbox, neither taken nor seen now: replaced in place by mid, or added at the end."""
+    """Rows of the inbox, neither taken nor seen now: replaced in place by mid, or added at the end. A row that is there
+    keeps its key if the new one has none.
+    """
     unsend: tuple[bytes, ...] = ()
     """Mids of rows of the inbox that are gone, as if never sent."""
     open: tuple[bytes, ...] = ()

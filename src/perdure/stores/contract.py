@@ -15,6 +15,8 @@ from perdure.system import System
 
 BUDGET: Final = 8 * 1024 * 1024
 """Bytes of arguments and outcomes that one reading of journals brings into memory, or little more."""
+REPEAT_SECONDS: Final = 3600.0
+"""So long after it was sent somebody may send a message once more, whose answer was lost."""
 
 
 def answer_mid(asker: bytes, run: int, key: str) -> bytes:
@@ -66,8 +68,8 @@ class Store(Protocol):
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, version: str = "") -> int:
-        """A fence row (alive, with the code identity that the replica runs) and a lease of `lease` seconds exist for
+    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
+        """A fence row (alive, with the code identities that the replica has) and a lease of `lease` seconds exist for
         the replica; gives its epoch.
         """
         ...
@@ -133,6 +135,13 @@ class Store(Protocol):
         """
         ...
 
+    async def forget(self, flow: str, id: str) -> bool:
+        """The tombstone of (flow, id) is gone, so that the id may be started again; False: there was none.
+
+        The record of a deletion stays.
+        """
+        ...
+
     async def transact(
         self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
     ) -> Entry:
@@ -153,36 +162,38 @@ class Store(Protocol):
         replica: str,
         epoch: int,
         *,
-        flows: Sequence[str],
+        flows: Mapping[str, str],
         now: float,
         limit: int,
         thorough: bool = False,
-        version: str = "",
     ) -> tuple[list[Instance], float | None]:
         """Up to `limit` instances that nobody owns and that can go on are the replica's and `running`, longest due
         first.
 
-        Of the given flow types: scheduled or suspended ones that are due, suspended ones with a wake-up row, and with
-        `thorough` suspended ones with a message neither taken nor seen. Of any type, and blocked ones too: those
-        with an
-        untaken cancel request and a wake-up row. Their wake-up rows are gone. The rows are given as they were before
-        the claim (state,
-        waiting, due_at). Also gives the time when the next one is due (None: none by itself).
+        `flows` are the flow types, each with the identity of its code here. Of these types: scheduled or suspended ones
+        that are due, suspended ones with a wake-up row, and with `thorough` suspended ones with a message neither taken
+        nor seen. Of any type, and blocked ones too: those with an untaken cancel request and a wake-up row. Their
+        wake-up rows are gone. Also gives the time when the next one is due (None: none by itself).
 
-        Instances that another code identity ran last (a `version` neither empty nor the one given) are left to it while
-        a live replica has it, cancel requests aside.
+        Instances that another code identity ran last (a `version` neither empty nor their flow's here) are left to it
+        while another, live replica has it, cancel requests aside.
+
+        The `version` of what is claimed is now its flow's identity here, so that whoever takes over from a dead replica
+        knows who ran it last; it stays as it was if there is none, or an empty one. The rows are given as they were
+        before the claim (state, waiting, due_at, version).
         """
         ...
 
     async def claim_blocked(
-        self, replica: str, epoch: int, *, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+        self, replica: str, epoch: int, *, flows: Mapping[str, str], process: str, after: bytes, limit: int
     ) -> tuple[list[Instance], bytes]:
         """Blocked instances of these flows, with a uid above `after`, that this code may still try, are the replica's
         and `running`.
 
         An identity tries an instance once, and once more in another process: those are claimed of which no try by
-        `version` is known, or exactly one, of another process. At most `limit` blocked instances are looked at, in the
-        order of their uid; gives the rows as they were before, and the last uid looked at (empty: there are no more).
+        their flow's identity here is known, or exactly one, of another process. Their `version` is that identity now,
+        as in `claim`. At most `limit` blocked instances are looked at, in the order of their uid; gives the rows as
+        they were before, and the last uid looked at (empty: there are no more).
         """
         ...
 

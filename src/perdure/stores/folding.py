@@ -78,8 +78,16 @@ class Folded:
         self.creates.sort(key=lambda c: (c[1].flow, c[1].id))  # stable: of two for one id the first is created
         self.takes.sort(key=lambda t: (t.uid, t.mid))
         self.watches = dict(sorted(self.watches.items(), key=itemgetter(0)))
+        if self.watches and images:
+            self._drop_old_watches()
         if len(images) > 1:
             self.images = dict(sorted(images.items(), key=itemgetter(0)))
+
+    def _drop_old_watches(self) -> None:
+        """What an instance asked for in the run that it ends by continuing is left out: nobody waits for it."""
+        runs = {uid: image.run for uid, (_, image) in self.images.items() if type(image) is Continue}
+        if runs:
+            self.watches = {k: w for k, w in self.watches.items() if k[1] >= runs.get(k[0], k[1])}
 
     def _take_rarer(self, number: int, write: Write) -> None:
         match write:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from perdure.model.records import Entry, Instance, Kind, Message, MessageKind, Pending, State
+from perdure.stores.contract import REPEAT_SECONDS
 from perdure.stores.folding import by_entry_key
 
 if TYPE_CHECKING:
@@ -81,13 +82,17 @@ class Life:
         processes = [other for code, other in self.tries if code == version]
         return not processes or (len(processes) == 1 and processes[0] != process)
 
-    def begin(self, run: int) -> None:
-        """What belonged to runs before this one is gone; messages stay."""
+    def begin(self, image: Continue) -> None:
+        """What belonged to runs before this one is gone; messages stay, and so do traces of those that may come again."""
+        run, old = image.run, image.begun.at - REPEAT_SECONDS
         self.entries = {key: entry for key, entry in self.entries.items() if entry.run >= run}
         self.pending = {key: pending for key, pending in self.pending.items() if pending.run >= run}
         self.tries.clear()
         for message in list(self.inbox.values()):
             if message.kind == MessageKind.ANSWER and message.run < run:
+                self.unsend(message.mid)
+        for message in list(self.taken.values()):
+            if message.key is None and message.sent_at < old:
                 self.unsend(message.mid)
 
     def go_on(self, image: Continue) -> None:
@@ -183,7 +188,8 @@ class Life:
         if old is None:
             self.put(new)
             return
-        new = replace(old, key=new.key, name=new.name, type=new.type, body=new.body)
+        key = old.key if new.key is None else new.key
+        new = replace(old, key=key, name=new.name, type=new.type, body=new.body)
         if not self._claim_key(new):
             return
         if old.key != new.key:

@@ -48,14 +48,14 @@ class MemoryStore:
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, version: str = "") -> int:
+    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
         """See Store."""
         self._here()
         with self._lock:
             if replica not in self._fences:
                 self._fences[replica] = Fence(Lease(self.system.clock.boot(), lease))
             fence = self._alive(replica)
-            fence.version = version
+            fence.versions = frozenset(versions)
             return fence.epoch
 
     def renew(self, replica: str, lease: float) -> float:
@@ -131,6 +131,12 @@ class MemoryStore:
             self._fenced(replica, epoch)
             return self._tables.retire(before, now, limit)
 
+    async def forget(self, flow: str, id: str) -> bool:
+        """See Store."""
+        self._here()
+        with self._lock:
+            return self._tables.forget(flow, id)
+
     async def transact(
         self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
     ) -> Entry:
@@ -142,38 +148,38 @@ class MemoryStore:
         replica: str,
         epoch: int,
         *,
-        flows: Sequence[str],
+        flows: Mapping[str, str],
         now: float,
         limit: int,
         thorough: bool = False,
-        version: str = "",
     ) -> tuple[list[Instance], float | None]:
         """See Store."""
         self._here()
         with self._lock:
             self._fenced(replica, epoch)
-            others = self._code_of_others(replica, version)
-            claimed = [
-                self._claim(replica, uid)
-                for uid in self._candidates(frozenset(flows), now, limit, thorough, others)
-            ]  # fmt: skip
-            due = [at for flow in flows for at, _ in self._first_due(flow, others, None, 1)]
+            pins = self._pins(replica, flows)
+            claimed = [self._claim(replica, uid, flows) for uid in self._candidates(pins, now, limit, thorough)]
+            due = [at for flow, pin in pins.items() for at, _ in self._first_due(flow, pin, None, 1)]
             return claimed, min(due, default=None)
 
     async def claim_blocked(
-        self, replica: str, epoch: int, *, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+        self, replica: str, epoch: int, *, flows: Mapping[str, str], process: str, after: bytes, limit: int
     ) -> tuple[list[Instance], bytes]:
         """See Store."""
         self._here()
         with self._lock:
             self._fenced(replica, epoch)
+            if limit <= 0:
+                return [], after
             blocked = sorted(
-                uid
+                (uid, flows[life.row.flow])
                 for uid, life in self._lives.items()
                 if life.row.state is State.BLOCKED and life.row.owner is None and life.row.flow in flows and uid > after
-            )[:limit]
-            may = [uid for uid in blocked if self._lives[uid].may_be_tried(version, process)]
-            return [self._claim(replica, uid) for uid in may], blocked[-1] if len(blocked) == limit else b""
+            )
+            seen = blocked[:limit]
+            may = [uid for uid, version in seen if self._lives[uid].may_be_tried(version, process)]
+            last = seen[-1][0] if len(seen) < len(blocked) else b""
+            return [self._claim(replica, uid, flows) for uid in may], last
 
     async def wakeups(self, replica: str) -> list[bytes]:
         """See Store."""
@@ -273,7 +279,9 @@ class MemoryStore:
 
     def _here(self) -> None:
         if os.getpid() != self._pid:
-            raise ForkedEngine("this process was forked after the store was made; fork first, and open the engine in the child")
+            raise ForkedEngine(
+                "this process was forked after the store was made; fork first, and open the engine in the child"
+            )
 
     def _changed(self, replica: str | None = None) -> None:
         # Who commits knows by its answers; with one listener there is nobody else to tell, unless a client wrote.
@@ -304,21 +312,25 @@ class MemoryStore:
 
     # -- claiming; the lock is held
 
-    def _claim(self, replica: str, uid: bytes) -> Instance:
-        """The instance is the replica's; gives its row as it was."""
+    def _claim(self, replica: str, uid: bytes, flows: Mapping[str, str]) -> Instance:
+        """The instance is the replica's, and run by its code; gives its row as it was."""
         life = self._lives[uid]
         before = life.row
-        life.row = replace(before, state=State.RUNNING, owner=replica, waiting=False, due_at=None)
+        version = flows.get(before.flow) or before.version
+        life.row = replace(before, state=State.RUNNING, owner=replica, waiting=False, due_at=None, version=version)
         self._tables.wakeups.pop(uid, None)
         return before
 
-    def _code_of_others(self, replica: str, version: str) -> frozenset[str]:
-        """The code that live replicas run and this one does not: to them is left what it last ran."""
-        others = (fence.version for name, fence in self._fences.items() if fence.alive and name != replica)
-        return frozenset(others) - {"", version}
+    def _pins(self, replica: str, flows: Mapping[str, str]) -> dict[str, frozenset[str]]:
+        """By flow: the code that other live replicas have and that is not the flow's here. To them is left what it last
+        ran.
+        """
+        fences = [fence for name, fence in self._fences.items() if fence.alive and name != replica]
+        others = frozenset[str]().union(*(fence.versions for fence in fences)) - {""}
+        return {flow: others - {version} for flow, version in flows.items()}
 
     def _first_due(
-        self, flow: str, others: frozenset[str], now: float | None, limit: int
+        self, flow: str, pin: frozenset[str], now: float | None, limit: int
     ) -> list[tuple[float, bytes]]:  # fmt: skip
         """The instances of the flow type that are due first (of those due by now), and not left to others."""
         heap = self._tables.due.get(flow, [])
@@ -330,29 +342,28 @@ class MemoryStore:
             if life is None or life.row.owner is not None or life.row.due_at != at:
                 continue
             passed.append((at, uid))
-            if life.row.version not in others:
+            if life.row.version not in pin:
                 found[uid] = at
         for item in dict.fromkeys(passed):
             heapq.heappush(heap, item)
         return [(at, uid) for uid, at in found.items()]
 
-    def _candidates(
-        self, flows: frozenset[str], now: float, limit: int, thorough: bool, others: frozenset[str]
-    ) -> list[bytes]:  # fmt: skip
+    def _candidates(self, pins: Mapping[str, frozenset[str]], now: float, limit: int, thorough: bool) -> list[bytes]:
         found: dict[bytes, float] = {}
-        for flow in flows:
-            found.update((uid, at) for at, uid in self._first_due(flow, others, now, limit))
+        for flow, pin in pins.items():
+            found.update((uid, at) for at, uid in self._first_due(flow, pin, now, limit))
         for uid, at in self._tables.wakeups.items():
             life = self._lives[uid]
-            if life.row.owner is None and (life.cancelled() or _goes_on(life, flows, others)):
+            if life.row.owner is None and (life.cancelled() or _goes_on(life, pins)):
                 found[uid] = min(at, found.get(uid, at))
         for uid, life in self._lives.items() if thorough else ():
-            if life.row.owner is None and _goes_on(life, flows, others) and life.unseen():
+            if life.row.owner is None and _goes_on(life, pins) and life.unseen():
                 at = min(m.sent_at for m in life.inbox.values() if m.mid not in life.seen)
                 found[uid] = min(at, found.get(uid, at))
         return sorted(found, key=lambda uid: (found[uid], uid))[:limit]
 
 
-def _goes_on(life: Life, flows: frozenset[str], others: frozenset[str]) -> bool:
+def _goes_on(life: Life, pins: Mapping[str, frozenset[str]]) -> bool:
     """Whether a message is cause enough to claim the instance."""
-    return life.row.state is State.SUSPENDED and life.row.flow in flows and life.row.version not in others
+    row = life.row
+    return row.state is State.SUSPENDED and row.flow in pins and row.version not in pins[row.flow]

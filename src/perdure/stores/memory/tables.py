@@ -45,13 +45,13 @@ _DUE = (State.SCHEDULED, State.SUSPENDED)
 class Fence:
     """Whether a replica may write, and until when others must wait for it."""
 
-    __slots__ = ("alive", "epoch", "lease", "version")
+    __slots__ = ("alive", "epoch", "lease", "versions")
 
     def __init__(self, lease: Lease) -> None:
         self.epoch = 1
         self.alive = True
         self.lease = lease
-        self.version = ""
+        self.versions: frozenset[str] = frozenset()
 
 
 class Tables:
@@ -220,7 +220,7 @@ class Tables:
         made_before = life.row.run == image.run
         if not made_before and life.row.run != image.run - 1:
             return NotOwned(image.uid)
-        life.begin(image.run)  # made before too: the batch has written the old run's entries again
+        life.begin(image)  # made before too: the batch has written the old run's entries again
         if not made_before:
             life.go_on(image)
         self._asks_no_more(image.uid, image.run)
@@ -371,6 +371,14 @@ class Tables:
             self._remove(life, Gone(now, life.row.state, life.row.digest))
             self._forget(uid)
         return min(len(over), limit)
+
+    def forget(self, flow: str, id: str) -> bool:
+        """See Store."""
+        gone = self.gone.get((flow, id))
+        if gone is None or gone.state is None:
+            return False
+        del self.gone[flow, id]
+        return True
 
     def _has_unfinished_parent(self, row: Instance) -> bool:
         parent = self.lives.get(row.parent) if row.parent is not None else None

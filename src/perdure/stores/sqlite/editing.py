@@ -29,8 +29,8 @@ FORGET: Final = Bulk("delete from pending where (uid, run, key) in (values {rows
 KEY_TAKEN: Final = "select 1 from inbox where uid = ? and key = ? and kind = 'message' and mid <> ?"
 PUT_MESSAGE: Final = (
     f"insert into inbox(uid, open, {MESSAGE}) values (?, 1, {','.join('?' * (MESSAGE.count(',') + 1))})"
-    " on conflict(uid, mid) do update set open = 1, key = excluded.key, name = excluded.name, type = excluded.type,"
-    " body = excluded.body"
+    " on conflict(uid, mid) do update set open = 1, key = coalesce(excluded.key, key), name = excluded.name,"
+    " type = excluded.type, body = excluded.body"
 )
 UNSEND: Final = Bulk("delete from inbox where (uid, mid) in (values {rows})", 2)
 REPLACE: Final = f"update instance set {', '.join(f'{column} = ?' for column in INSTANCE.split(',')[1:])} where uid = ?"
@@ -48,6 +48,7 @@ ENTOMB: Final = Bulk(
     " null from (values {rows}) as v join instance i on i.uid = v.column1",
     2,
 )
+UNTOMB: Final = "delete from gone where flow = ? and id = ? and state is not null"
 # The uids as one answer: apsw gives up the GIL for every row.
 ENDED_BEFORE: Final = (
     "select json_group_array(hex(uid)) from (select i.uid from instance i where i.ended_at < ? and i.owner is null"
@@ -152,3 +153,9 @@ def retire(db: Database, replica: str, epoch: int, before: float, now: float, li
     ENTOMB.run(db, [(uid, now) for uid in uids])
     _forget(db, [(uid,) for uid in uids])
     return len(uids)
+
+
+def forget(db: Database, flow: str, id: str) -> bool:
+    """The tombstone of (flow, id) is gone; gives whether there was one."""
+    db.execute(UNTOMB, (flow, id))
+    return db.changes() > 0

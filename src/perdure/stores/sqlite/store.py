@@ -96,7 +96,7 @@ class SqliteStore:
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, version: str = "") -> int:
+    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
         """See Store."""
         writer = self._open_writer()
         if replica not in self._members:
@@ -106,7 +106,7 @@ class SqliteStore:
                     raise LeaseLost(f"another process holds the file of replica {replica}, or takes it over")
             self._members[replica] = _Member(file, Lease(self.system.clock.boot(), lease))
         self.renew(replica, lease)
-        epoch, alive = await writer.write(lambda db: owning.join(db, replica, version))
+        epoch, alive = await writer.write(lambda db: owning.join(db, replica, versions))
         if not alive:
             raise LeaseLost(f"replica {replica} was taken over; join under a new id")
         return epoch
@@ -183,6 +183,10 @@ class SqliteStore:
         self._changed()
         return count
 
+    async def forget(self, flow: str, id: str) -> bool:
+        """See Store."""
+        return await self._open_writer().write(lambda db: editing.forget(db, flow, id))
+
     async def transact(
         self, replica: str, epoch: int, work: Callable[[Tx], Coroutine[Any, Any, Entry]], *, limit: float
     ) -> Entry:
@@ -212,39 +216,37 @@ class SqliteStore:
         replica: str,
         epoch: int,
         *,
-        flows: Sequence[str],
+        flows: Mapping[str, str],
         now: float,
         limit: int,
         thorough: bool = False,
-        version: str = "",
     ) -> tuple[list[Instance], float | None]:
         """See Store; takes the write lock only if there is something to claim."""
         writer, db = self._open_writer(), self._reader()
         with mapped(self.path):
-            pinned = owning.others(db, replica, version)
-            rows = owning.candidates(db, flows, now, limit, thorough, pinned)
+            pins = owning.pinned(db, replica, flows)
+            rows = owning.candidates(db, pins, now, limit, thorough)
             if not rows:
                 writing.fenced(db, replica, epoch)
         if rows:
             found = rows
-            rows = await writer.write(lambda db: owning.claim(db, replica, epoch, found))
+            rows = await writer.write(lambda db: owning.claim(db, replica, epoch, flows, found))
             self._changed()
         with mapped(self.path):
-            return rows, owning.next_due(self._reader(), flows, pinned)
+            return rows, owning.next_due(self._reader(), pins)
 
     async def claim_blocked(
-        self, replica: str, epoch: int, *, flows: Sequence[str], version: str, process: str, after: bytes, limit: int
+        self, replica: str, epoch: int, *, flows: Mapping[str, str], process: str, after: bytes, limit: int
     ) -> tuple[list[Instance], bytes]:
         """See Store; takes the write lock only if there is something to claim."""
         writer, db = self._open_writer(), self._reader()
         with mapped(self.path):
-            rows, last = owning.blocked(db, flows, version, process, after, limit)
+            rows, last = owning.blocked(db, flows, process, after, limit)
             if not rows:
                 writing.fenced(db, replica, epoch)
                 return [], last
         claim = partial(
-            owning.claim_blocked, replica=replica, epoch=epoch, flows=flows, version=version, process=process,
-            after=after, limit=limit,
+            owning.claim_blocked, replica=replica, epoch=epoch, flows=flows, process=process, after=after, limit=limit,
         )  # fmt: skip
         found = await writer.write(claim)
         self._changed()
@@ -315,7 +317,9 @@ class SqliteStore:
 
     def _here(self) -> None:
         if os.getpid() != self._pid:
-            raise ForkedEngine("this process was forked after the store was made; fork first, and open the engine in the child")
+            raise ForkedEngine(
+                "this process was forked after the store was made; fork first, and open the engine in the child"
+            )
 
     def _open_writer(self) -> Writer:
         self._here()

@@ -25,7 +25,7 @@ from perdure.model.writes import (
     Update,
     Watch,
 )
-from perdure.stores.contract import answer_mid
+from perdure.stores.contract import REPEAT_SECONDS, answer_mid
 from perdure.stores.folding import Folded, by_entry_key
 from perdure.stores.sqlite.bulk import Bulk, insert, keyed, update
 from perdure.stores.sqlite.reading import inbox
@@ -144,6 +144,11 @@ OLD_PENDING: Final = Bulk("delete from pending where (uid, run) in (values {rows
 OLD_ANSWERS: Final = keyed(
     "delete from inbox where uid in ({rows}) and open > 0 and kind = 'answer'"
     " and run <> (select i.run from instance i where i.uid = inbox.uid)"
+)
+OLD_MESSAGES: Final = Bulk(
+    "delete from inbox where rowid in (select m.rowid from (values {rows}) as v cross join inbox m on m.uid = v.column1"
+    " where m.open = 0 and m.key is null and m.sent_at < v.column2)",
+    2,
 )
 OLD_WATCHES: Final = keyed(
     "delete from watch where asker in ({rows}) and run <> (select i.run from instance i where i.uid = watch.asker)"
@@ -422,6 +427,7 @@ def _renew(db: Database, over: list[Over]) -> list[tuple[int, Continue]]:
     OLD_ENTRIES.run(db, old)
     OLD_PENDING.run(db, old)
     OLD_ANSWERS.run(db, uids)
+    OLD_MESSAGES.run(db, [(image.uid, image.begun.at - REPEAT_SECONDS) for image in continues])
     if db.execute(ANY_WATCH).get:
         OLD_WATCHES.run(db, uids)
     if db.execute(ANY_TRIED).get:
