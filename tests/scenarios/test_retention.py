@@ -299,9 +299,23 @@ async def test_messages_for_what_was_retired_are_dropped(world: World) -> None:
     await engine.send_many(takes, [Outgoing("1", "nobody's")])
     with pytest.raises(InstanceNotFound):
         await engine.cancel(takes, "1")
-    for verb in (engine.restart, engine.delete, engine.panel):
+    for verb in (engine.restart, engine.panel):
         with pytest.raises(InstanceNotFound):
             await verb(takes, "1")
+
+
+async def test_deleting_what_is_left_after_retention_frees_the_id(world: World) -> None:
+    engine = await world.engine(takes, retention=60)
+    old = await engine.start(takes, id="1")
+    await old.send("end")
+    await old.result(timeout=10)
+    await retired(world, engine)
+    await engine.delete(takes, "1")
+    with pytest.raises(InstanceNotFound):
+        await engine.delete(takes, "1")
+    new = await engine.start(takes, id="1")
+    await new.send("end")
+    await new.result(timeout=10)
 
 
 async def test_a_finished_child_stays_as_long_as_its_parent_has_not_ended(world: World) -> None:

@@ -379,7 +379,6 @@ async def test_a_schedule_that_somebody_cancelled_is_set_again(world: World) -> 
     assert ran == ["again"]
 
 
-@pytest.mark.xfail(strict=True, reason="a tombstone under the schedule's id refuses a new life, and cannot be deleted")
 async def test_a_cancelled_schedule_is_set_again_when_retention_has_removed_it(world: World) -> None:
     engine = await world.engine(report, retention=60)
     go_to(world, "06-20 12:00:00")

@@ -332,8 +332,11 @@ async def set_schedule(
             pass
         # It may have been there, with these first arguments and another plan since: only a message says what holds now.
         await engine.send(SCHEDULE, id, plan)
-        if not (await engine.handle(SCHEDULE, id).state()).ended:
-            return
+        try:
+            if not (await engine.handle(SCHEDULE, id).state()).ended:
+                return
+        except InstanceNotFound:
+            pass  # its tombstone is there
         await remove_schedule(engine, id)  # somebody cancelled it
 
 

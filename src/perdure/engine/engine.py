@@ -477,8 +477,14 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         return await (await self.panel(flow, id)).restart()
 
     async def delete(self, flow: AnyFlow | str, id: str, /) -> None:
-        """The instance is gone: see `Panel.delete`, and what that raises."""
-        await (await self.panel(name_of(flow), id)).delete()
+        """The instance is gone: see `Panel.delete`, and what that raises. Or what retention has left of it, so that the
+        id may be started again.
+        """
+        try:
+            await (await self.panel(name_of(flow), id)).delete()
+        except InstanceNotFound:
+            if not await self._store.forget(name_of(flow), id):
+                raise
 
     # ------------------------------------------------------------ schedules
 

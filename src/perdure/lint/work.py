@@ -38,6 +38,7 @@ class Work:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._is_work: dict[tuple[ast.AST, str], bool] = {}
+        self._hides: dict[ast.AST, bool] = {}
 
     def of(self, call: ast.Call, module: Module) -> list[ast.expr]:
         """The arguments of the call that are work; of a `partial` and of a choice, what is in them."""
@@ -71,13 +72,26 @@ class Work:
                 passed.append(above)
         return False
 
-    def hides(self, function: Function, module: Module) -> bool:
+    def hides(self, function: Function | ast.Lambda, module: Module) -> bool:
         """Whether a function that is made inside another one is used as work alone, or not at all."""
-        owner = module.scopes.of[function].find(function.name)
-        uses = [] if owner is None else uses_of(function.name, owner, module)
-        return all(
-            self._is_handed(use, module) for use in uses if function not in module.scopes.ancestors(use)
-        )
+        if function not in self._hides:
+            self._hides[function] = False
+            self._hides[function] = self._is_hidden(function, module)
+        return self._hides[function]
+
+    def _is_hidden(self, function: Function | ast.Lambda, module: Module) -> bool:
+        name = "" if isinstance(function, ast.Lambda) else function.name
+        if isinstance(function, ast.Lambda):
+            if self.holds(function, module):
+                return True
+            match module.scopes.parent.get(function):
+                case ast.Assign(targets=[ast.Name(id=name)]):
+                    pass
+                case _:
+                    return False
+        owner = module.scopes.of[function].find(name)
+        uses = [] if owner is None else uses_of(name, owner, module)
+        return all(self._is_handed(use, module) for use in uses if function not in module.scopes.ancestors(use))
 
     def is_work(self, function: Inside, name: str) -> bool:
         """Whether the function only ever hands this parameter on as work."""
