@@ -131,8 +131,9 @@ class Kit:
         self.clock = clock
         self.epochs: dict[str, int] = {}
 
-    async def join(self, replica: str, *versions: str) -> None:
-        self.epochs[replica] = await self.store.join(replica, LEASE, versions)
+    async def join(self, replica: str, version: str = "", **flows: str) -> None:
+        """With this version of the flow f, and others of others."""
+        self.epochs[replica] = await self.store.join(replica, LEASE, {"f": version, **flows})
 
     async def commit(self, *writes: Write, by: str | None = "a") -> list[Answer]:
         epoch = self.epochs[by] if by is not None else 0

@@ -186,7 +186,7 @@ class Player:
     async def start(self) -> None:
         await self.kit.store.open()
         await self.kit.join("a", "v1")
-        await self.kit.join("b", "v2", "v3")
+        await self.kit.join("b", "v2", g="v3")
         for n in range(START):
             parent = n // 2 if n % 3 == 0 and n else None
             await self.kit.commit(create(n, owned=n % 4 != 3, due_at=2.0, parent=parent), by="ab"[n % 2])

@@ -11,7 +11,19 @@ from typing import Any
 
 import pytest
 
-from perdure import Engine, FlowFailed, FlowFunction, Handle, LeaseLost, State, StoreUnavailable, capture, flow, receive, step
+from perdure import (
+    Engine,
+    FlowFailed,
+    FlowFunction,
+    Handle,
+    LeaseLost,
+    State,
+    StoreUnavailable,
+    capture,
+    flow,
+    receive,
+    step,
+)
 from perdure.errors import CommitUnknown, StoreRefused
 from perdure.model.records import Entry
 from perdure.model.writes import Answer, Batch

@@ -469,7 +469,8 @@ async def test_changed_code_is_set_aside(world: World) -> None:
         if not number:
             await handle.send("end")
         reason = await eventually(
-            lambda handle=handle: world.row(handle), lambda row, number=number: row.version == f"v{number}"
+            lambda handle=handle: world.row(handle),
+            lambda row, number=number: row.version == f"v{number}" and row.state is State.BLOCKED,
         )
         assert "the journal holds transaction pay (entry 1)" in (reason.reason or "")
     engine = await world.restart(engine, order(pay, 1), version="mended")

@@ -74,7 +74,8 @@ class Membership:
         settings = self._settings
         replica = Replica(
             self._store, self, self.time, lease=settings.lease, stall_limit=settings.stall_limit,
-            version=settings.version, running=self._blocking,
+            flows={name: flow.version or settings.version for name, flow in self._flows.items()},
+            running=self._blocking,
         )  # fmt: skip
         await replica.join()
         committer = Committer(self._store, self, self.real, replica.id, replica.epoch)

@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from perdure.engine.timers import EngineTime
@@ -41,8 +41,7 @@ class Replica:
         *,
         lease: float,
         stall_limit: float,
-        version: str,
-        flow_versions: Iterable[str] = (),
+        flows: Mapping[str, str],
         running: Callable[[], str],
     ) -> None:
         self.id = store.system.new_replica_id()
@@ -54,7 +53,7 @@ class Replica:
         self._time = time
         self._clock = store.system.clock
         self._stall_limit = stall_limit
-        self._versions = sorted({version, *flow_versions})
+        self._flows = flows
         self._running = running
         self._real = asyncio.get_running_loop()
         self._safe_until = 0.0
@@ -71,7 +70,7 @@ class Replica:
     async def join(self) -> None:
         """The replica is a member, and its lease is renewed until `leave`."""
         boot = self._clock.boot()
-        self.epoch = await self._store.join(self.id, self.lease, self._versions)
+        self.epoch = await self._store.join(self.id, self.lease, self._flows)
         self._renewed(self._store.renew(self.id, self.lease), boot)
         self._turned()
         self._unwatch = self._clock.on_move(self._wake.set)

@@ -21,7 +21,9 @@ class Known:
 
 _STEP: Final = "put it in a @step, or await capture(...)"
 _CLOCK: Final = Known("PD101", "tells another time at each replay", "use now(), or measure inside a step")
-_DATE: Final = Known("PD102", "tells another time at each replay", "use now(), which is the same at each replay, in UTC")
+_DATE: Final = Known(
+    "PD102", "tells another time at each replay", "use now(), which is the same at each replay, in UTC"
+)
 _CHANCE: Final = Known("PD103", "draws something else at each replay", "use rng(), or await capture(...)")
 _SECRET: Final = Known("PD103", "draws something else at each replay", "await capture(...): it is drawn once and kept")
 _SEED: Final = Known("PD103", "is seeded by chance", "use rng(), or give it a seed that the flow got")
@@ -32,13 +34,21 @@ _ENVIRONMENT: Final = Known(
 _FILE: Final = Known("PD202", "blocks all flows, is done again at each replay, and may go another way then", _STEP)
 _NETWORK: Final = Known("PD203", "reaches outside the flow: at each replay it would be done again", _STEP)
 _SLEEP: Final = Known("PD204", "stops all flows of the process", "await delay(...), or await asyncio.sleep(...)")
-_OFFLOAD: Final = Known("PD205", "cannot be replayed, and raises NotDurable or worse", "await capture(...): sync work gets a thread")
-_THREAD: Final = Known("PD206", "runs beside the flow, in no order that could be replayed", "await capture(...), or a task")
+_OFFLOAD: Final = Known(
+    "PD205", "cannot be replayed, and raises NotDurable or worse", "await capture(...): sync work gets a thread"
+)
+_THREAD: Final = Known(
+    "PD206", "runs beside the flow, in no order that could be replayed", "await capture(...), or a task"
+)
 _LOCK: Final = Known("PD206", "blocks all flows of the process", "use asyncio.Lock, made inside the flow")
 _PROCESS: Final = Known("PD207", "reaches another process: at each replay it would be done again", _STEP)
 _RUN: Final = Known("PD507", "runs a loop inside the flow's loop, which fails", "await it")
-_PRINT: Final = Known("PD601", "prints again at each replay", "use logger or get_logger(name), which are silent then, or a step")
-_LOG: Final = Known("PD602", "logs again at each replay", "take the logger from perdure: get_logger(name) is silent then")
+_PRINT: Final = Known(
+    "PD601", "prints again at each replay", "use logger or get_logger(name), which are silent then, or a step"
+)
+_LOG: Final = Known(
+    "PD602", "logs again at each replay", "take the logger from perdure: get_logger(name) is silent then"
+)
 
 _HTTP: Final = "{get,post,put,patch,delete,head,options,request,stream,send,ws_connect}"
 _LEVELS: Final = "{debug,info,warning,warn,error,exception,critical,fatal,log}"
@@ -86,7 +96,7 @@ _CALLS: Final[list[tuple[Known, str]]] = [
         "os.{getenv,getenvb,putenv,unsetenv,getpid,getppid,getcwd,getcwdb,getlogin,getuid,uname,cpu_count,"
         "process_cpu_count,getloadavg,get_terminal_size} os.path.{expanduser,expandvars,abspath} "
         "pathlib.Path.{home,cwd,expanduser,absolute} socket.{gethostname,getfqdn} getpass.getuser "
-        "platform.{node,platform,uname,system,release,version,machine,processor} shutil.{which,get_terminal_size} "
+        "platform.{node,platform,uname,system,release,version,machine,processor} shutil.{which,get_terminal_size} ",
     ),
     (
         _FILE,

@@ -1,5 +1,4 @@
-"""Which code runs in a flow's loop: the flows, the functions in them, and the functions of the linted files that they call.
-"""
+"""Which code runs in a flow's loop: the flows, the functions in them, and the functions of the linted files that they call."""
 
 from __future__ import annotations
 
@@ -11,10 +10,9 @@ from typing import Final
 
 from perdure.lint.modules import Module
 from perdure.lint.reader import Reader, own_nodes
-from perdure.lint.scopes import FUNCTIONS, every_arg
-from perdure.lint.values import CACHED, FLOW, Inside, Made, Outside, is_made, name_of, names
+from perdure.lint.scopes import FUNCTIONS
+from perdure.lint.values import CACHED, CALLS_BACK, FLOW, Inside, Made, Outside, is_made, name_of, names
 
-_CALLS_BACK: Final = ("builtins.", "functools.", "itertools.", "asyncio.", "anyio.", "perdure.Stream.")
 _ENTERED: Final = ("__enter__", "__exit__", "__aenter__", "__aexit__")
 _MADE: Final = ("__new__", "__init__", "__post_init__")
 _HANDLERS: Final = frozenset(names("perdure.{signal,query,update}"))
@@ -122,11 +120,10 @@ class Reach:
             self._called(value, code.calls)
             if isinstance(value.node, ast.ClassDef):
                 self._make(node, value, code.calls)
-        elif isinstance(value, Outside) and value.name.startswith(_CALLS_BACK):
-            work = reader.work.of(node, module)
+        elif isinstance(value, Outside) and value.name in CALLS_BACK:
             for given in (*node.args, *(k.value for k in node.keywords)):
                 function = reader.value(given, module)
-                if isinstance(function, Inside) and given not in work and not isinstance(given, ast.Lambda):
+                if isinstance(function, Inside) and not isinstance(given, ast.Lambda):
                     self._called(function, code.calls)
         elif isinstance(node.func, ast.Attribute) and node.func.attr == "sort":
             for keyword in node.keywords:
@@ -190,9 +187,3 @@ def _factory(value: ast.expr | None) -> ast.expr | None:
     if not isinstance(value, ast.Call):
         return None
     return next((k.value for k in value.keywords if k.arg in ("default_factory", "factory")), None)
-
-
-def parameters(node: ast.AST) -> list[ast.arg]:
-    """The function's parameters."""
-    args = getattr(node, "args", None)
-    return every_arg(args) if isinstance(args, ast.arguments) else []

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from perdure.lint.modules import Module, Tree
@@ -42,7 +42,9 @@ DEPTH: Final = 40
 """So many expressions are looked through one behind the other; what lies deeper is not known."""
 _OPTIONS: Final = "perdure.Step.options"
 _WRAPPERS: Final = {"perdure.step": STEP, "perdure.flow": FLOW, **dict.fromkeys(CACHES, CACHED)}
-_SETS: Final = {"builtins.set." + name for name in ("union", "intersection", "difference", "symmetric_difference", "copy")}
+_SETS: Final = {
+    "builtins.set." + name for name in ("union", "intersection", "difference", "symmetric_difference", "copy")
+}
 _LISTS: Final = {"builtins." + name for name in ("list", "tuple", "sorted", "iter", "reversed", "enumerate")}
 _UNWRAPPED: Final = {"Annotated", "Final", "ClassVar", "Required", "NotRequired", "ReadOnly", "InitVar"}
 
@@ -142,7 +144,7 @@ class Reader:
 
     def _star(self, module: Module, name: str) -> Value | None:
         for statement in module.scopes.root.stars:
-            source = self._source(statement, module)
+            source = self.source(statement, module)
             if source is not None and source is not module and name in source.scopes.root.names:
                 return self.named(source, name)
             if source is None and statement.module == "perdure" and f"perdure.{name}" in FACE:
@@ -178,14 +180,15 @@ class Reader:
             name = alias.name if alias.asname else alias.name.partition(".")[0]
             return self._module(name, module)
         assert isinstance(statement, ast.ImportFrom)  # noqa: S101
-        source = self._source(statement, module)
+        source = self.source(statement, module)
         if source is not None:
             return self.named(source, alias.name)
         if statement.level:
             return None
         return self._module(f"{statement.module}.{alias.name}", module)
 
-    def _source(self, statement: ast.ImportFrom, module: Module) -> Module | None:
+    def source(self, statement: ast.ImportFrom, module: Module) -> Module | None:
+        """The file that the statement imports from."""
         if statement.level:
             return self.tree.relative(module, statement.level, statement.module)
         name = statement.module or ""
@@ -229,7 +232,9 @@ class Reader:
         plain = made = Inside(node, module)
         for decorator in node.decorator_list:
             value = self.value(decorator, module)
-            name = name_of(value) or (value.by.name if isinstance(value, Made) and isinstance(value.by, Outside) else "")
+            name = name_of(value) or (
+                value.by.name if isinstance(value, Made) and isinstance(value.by, Outside) else ""
+            )
             if name in _WRAPPERS:
                 made = Made(Outside(_WRAPPERS[name]), plain)
             elif isinstance(value, Inside) and isinstance(value.node, FUNCTIONS):
@@ -314,9 +319,7 @@ class Reader:
             bases = (self.value(base.value if isinstance(base, ast.Subscript) else base, module) for base in cls.bases)
             left += [(b.node, b.module) for b in bases if isinstance(b, Inside) and isinstance(b.node, ast.ClassDef)]
 
-    def _assigned(
-        self, cls: ast.ClassDef, module: Module
-    ) -> dict[str, list[tuple[ast.expr | None, ast.expr | None]]]:
+    def _assigned(self, cls: ast.ClassDef, module: Module) -> dict[str, list[tuple[ast.expr | None, ast.expr | None]]]:
         """What the class's methods assign to attributes of the object, as (annotation, value)."""
         if cls in self._attributes:
             return self._attributes[cls]
@@ -509,10 +512,12 @@ class Reader:
 
 def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
     """The nodes that run when the function does: not those of functions in it, but their decorators and defaults."""
-    if isinstance(function, ast.Lambda):
-        stack: list[ast.AST] = [function.body]
-    else:
-        stack = [*reversed(getattr(function, "body", ()))]
+    return nodes_of([function.body] if isinstance(function, ast.Lambda) else getattr(function, "body", []))
+
+
+def nodes_of(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """See `own_nodes`: of these statements."""
+    stack = [*reversed(body)]
     while stack:
         node = stack.pop()
         yield node

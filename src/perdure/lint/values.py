@@ -54,10 +54,10 @@ DICT: Final = Outside("builtins.dict")
 
 
 def names(text: str) -> Iterable[str]:
-    """`a.{b,c} d` is `a.b`, `a.c`, `d`."""
+    """`a.{b,c}.d e` is `a.b.d`, `a.c.d`, `e`."""
     for word in text.split():
-        whole = re.fullmatch(r"([^{]*)\{([^}]*)\}", word)
-        yield from [whole[1] + part for part in whole[2].split(",")] if whole else [word]
+        whole = re.fullmatch(r"([^{]*)\{([^}]*)\}([^{]*)", word)
+        yield from [whole[1] + part + whole[3] for part in whole[2].split(",")] if whole else [word]
 
 
 def is_made(value: Value | None, *by: str) -> bool:
@@ -72,9 +72,7 @@ def name_of(value: Value | None) -> str:
 
 SAME: Final = {
     **dict.fromkeys(
-        names(
-            "typing.{Set,FrozenSet,AbstractSet,MutableSet} collections.abc.{Set,MutableSet} builtins.frozenset"
-        ),
+        names("typing.{Set,FrozenSet,AbstractSet,MutableSet} collections.abc.{Set,MutableSet} builtins.frozenset"),
         "builtins.set",
     ),
     **dict.fromkeys(
@@ -160,7 +158,9 @@ TRANSPARENT: Final = frozenset(
 """Decorators under which a function stays what it does."""
 
 CACHES: Final = frozenset(
-    names("functools.{cache,lru_cache} cachetools.{cached,cachedmethod} cachetools.func.{lru_cache,ttl_cache} async_lru.alru_cache")
+    names(
+        "functools.{cache,lru_cache} cachetools.{cached,cachedmethod} cachetools.func.{lru_cache,ttl_cache} async_lru.alru_cache"
+    )
 )
 PROPERTY: Final = frozenset(names("builtins.property functools.cached_property"))
 MANAGER: Final = frozenset(names("contextlib.{contextmanager,asynccontextmanager}"))
@@ -172,3 +172,13 @@ FACE: Final = frozenset(
     )
 )
 """What `from perdure import *` gives, as far as the rules know it."""
+CALLS_BACK: Final = frozenset(
+    names(
+        "builtins.{map,filter,sorted,min,max,list.sort} functools.reduce "
+        "itertools.{starmap,accumulate,groupby,takewhile,dropwhile,filterfalse} "
+        "asyncio.AbstractEventLoop.{call_soon,call_later,call_at} "
+        "asyncio.Task.add_done_callback asyncio.Future.add_done_callback anyio.create_task_group.{start_soon,start} "
+        "perdure.Stream.{where,map,scan,take_until,skip_until,distinct}"
+    )
+)
+"""Functions that call, in the flow, what they are given."""

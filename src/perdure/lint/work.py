@@ -191,4 +191,3 @@ def _is_method(call: ast.Call, function: Inside, reader: Reader, module: Module)
         function.node, function.module, frozenset({"builtins.staticmethod"})
     )
     return not static and isinstance(reader.value(call.func.value, module), Made)
-

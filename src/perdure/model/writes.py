@@ -156,9 +156,9 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 class Continue(msgspec.Struct, frozen=True, gc=False):
     """The instance begins its next run, owned and running as before. Answered by `Continued`.
 
-    Entries, pending operations, watches and untaken answers of the old run are gone; other untaken messages move on,
-    keys of messages stay known. Unfinished attached children are asked to cancel. The row keeps the first run's
-    arguments in `first` and its digest.
+    Entries, pending operations, watches and answers of the old run are gone; other untaken messages move on, keys of
+    messages stay known, and messages without a key that were taken are forgotten an hour after they were sent.
+    Unfinished attached children are asked to cancel. The row keeps the first run's arguments in `first` and its digest.
     """
 
     uid: bytes

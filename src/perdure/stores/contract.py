@@ -68,9 +68,9 @@ class Store(Protocol):
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
-        """A fence row (alive, with the code identities that the replica has) and a lease of `lease` seconds exist for
-        the replica; gives its epoch.
+    async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
+        """A fence row (alive, with the replica's flow types and the identity of its code for each) and a lease of
+        `lease` seconds exist for the replica; gives its epoch.
         """
         ...
 
@@ -176,7 +176,7 @@ class Store(Protocol):
         wake-up rows are gone. Also gives the time when the next one is due (None: none by itself).
 
         Instances that another code identity ran last (a `version` neither empty nor their flow's here) are left to it
-        while another, live replica has it, cancel requests aside.
+        while another, live replica has it for that flow, cancel requests aside.
 
         The `version` of what is claimed is now its flow's identity here, so that whoever takes over from a dead replica
         knows who ran it last; it stays as it was if there is none, or an empty one. The rows are given as they were

@@ -145,8 +145,6 @@ def _call(node: ast.Call, kit: Kit) -> Iterator[Flaw]:
             yield from (_flaw(each, "PD301") for each in node.args if _is_loose(each, kit))
     elif name == "builtins.dict.fromkeys" and node.args and _is_loose(node.args[0], kit):
         yield _flaw(node, "PD302")
-    elif name == "asyncio.as_completed" or name == "":
-        pass
 
 
 def _is_blind(statement: ast.stmt, kit: Kit) -> bool:
@@ -178,6 +176,9 @@ def as_completed(kit: Kit) -> Iterator[Flaw]:
             continue
         if name_of(kit.value(node.func)) != "asyncio.as_completed" or kit.owner(node.func) is not root:
             continue
+        given = kit.value(node.args[0]) if node.args else None
+        if isinstance(given, Made) and is_made(given.item, "asyncio.Task"):
+            continue  # of tasks it keeps the order
         taken = min(binding.since for binding in root.names[node.func.id])
         if not any(_brings_perdure(statement) and _place(statement) < taken for statement in kit.code.module.tree.body):
             why = "was taken from asyncio before perdure was imported, and makes tasks in the order of addresses"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from perdure.lint.known import BLOCKING_LOCKS, LOCK, PRINTS, READ, called
 from perdure.lint.rules.kit import Flaw, Kit
-from perdure.lint.values import Made, Outside, is_made, name_of
+from perdure.lint.values import CALLS_BACK, Made, Outside, is_made, name_of
 
 
 def calls(kit: Kit) -> Iterator[Flaw]:
@@ -27,7 +27,7 @@ def _call(node: ast.Call, kit: Kit) -> Iterator[Flaw]:
         yield Flaw(node, "PD105", "hash() of a text is another in each process", "use zlib.crc32 or hashlib")
     known = called(name)
     functions = [name] if known else []
-    if name.startswith(("builtins.", "functools.", "itertools.")):  # they call what they are given
+    if name in CALLS_BACK:
         given = [name_of(kit.value(a)) for a in (*node.args, *(k.value for k in node.keywords if k.arg == "key"))]
         functions += [each for each in given if called(each)]
     for function in functions:

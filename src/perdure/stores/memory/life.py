@@ -88,7 +88,7 @@ class Life:
         self.entries = {key: entry for key, entry in self.entries.items() if entry.run >= run}
         self.pending = {key: pending for key, pending in self.pending.items() if pending.run >= run}
         self.tries.clear()
-        for message in list(self.inbox.values()):
+        for message in [*self.inbox.values(), *self.taken.values()]:
             if message.kind == MessageKind.ANSWER and message.run < run:
                 self.unsend(message.mid)
         for message in list(self.taken.values()):

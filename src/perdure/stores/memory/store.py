@@ -48,14 +48,14 @@ class MemoryStore:
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
+    async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
         """See Store."""
         self._here()
         with self._lock:
             if replica not in self._fences:
                 self._fences[replica] = Fence(Lease(self.system.clock.boot(), lease))
             fence = self._alive(replica)
-            fence.versions = frozenset(versions)
+            fence.flows = dict(flows or {})
             return fence.epoch
 
     def renew(self, replica: str, lease: float) -> float:
@@ -322,12 +322,11 @@ class MemoryStore:
         return before
 
     def _pins(self, replica: str, flows: Mapping[str, str]) -> dict[str, frozenset[str]]:
-        """By flow: the code that other live replicas have and that is not the flow's here. To them is left what it last
-        ran.
+        """By flow: the code for it that other live replicas have and that is not the one here. To them is left what it
+        last ran.
         """
-        fences = [fence for name, fence in self._fences.items() if fence.alive and name != replica]
-        others = frozenset[str]().union(*(fence.versions for fence in fences)) - {""}
-        return {flow: others - {version} for flow, version in flows.items()}
+        fences = [fence.flows for name, fence in self._fences.items() if fence.alive and name != replica]
+        return {flow: frozenset(f.get(flow, "") for f in fences) - {"", version} for flow, version in flows.items()}
 
     def _first_due(
         self, flow: str, pin: frozenset[str], now: float | None, limit: int

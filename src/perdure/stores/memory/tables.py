@@ -45,13 +45,13 @@ _DUE = (State.SCHEDULED, State.SUSPENDED)
 class Fence:
     """Whether a replica may write, and until when others must wait for it."""
 
-    __slots__ = ("alive", "epoch", "lease", "versions")
+    __slots__ = ("alive", "epoch", "flows", "lease")
 
     def __init__(self, lease: Lease) -> None:
         self.epoch = 1
         self.alive = True
         self.lease = lease
-        self.versions: frozenset[str] = frozenset()
+        self.flows: dict[str, str] = {}
 
 
 class Tables:

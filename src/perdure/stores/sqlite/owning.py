@@ -22,10 +22,7 @@ _I: Final = ",".join(f"i.{column}" for column in INSTANCE.split(","))
 _ASKED_TO_CANCEL: Final = "exists (select 1 from inbox m where m.uid = i.uid and m.open > 0 and m.kind = 'cancel')"
 # What other code ran last is left to it while a live replica has that code; the versions come as a JSON list.
 _PIN: Final = " and i.version not in (select value from json_each(?))"
-OTHERS: Final = (
-    "select json_group_array(distinct v.value) from fence f join json_each(f.versions) v"
-    " where f.alive and f.replica <> ? and v.value <> ''"
-)
+OTHERS: Final = "select json_group_array(json(flows)) from fence where alive and replica <> ?"
 
 _DUE: Final = (
     f"select i.due_at, {_I} from instance i where i.owner is null and i.due_at is not null and i.flow = ?"
@@ -85,13 +82,13 @@ FREE: Final = keyed(
 )
 
 
-def join(db: Database, replica: str, versions: Sequence[str]) -> tuple[int, int]:
+def join(db: Database, replica: str, flows: Mapping[str, str]) -> tuple[int, int]:
     """A fence row exists for the replica; gives its epoch, and whether it is alive."""
     text = (
-        "insert into fence(replica, epoch, alive, versions) values (?, 1, 1, ?)"
-        " on conflict do update set versions = excluded.versions"
+        "insert into fence(replica, epoch, alive, flows) values (?, 1, 1, ?)"
+        " on conflict do update set flows = excluded.flows"
     )
-    db.execute(text, (replica, _json(versions)))
+    db.execute(text, (replica, _json(flows)))
     return db.execute("select epoch, alive from fence where replica = ?", (replica,)).get
 
 
@@ -102,13 +99,12 @@ def raise_epoch(db: Database, replica: str, epoch: int) -> int | None:
 
 
 def pinned(db: Database, replica: str, flows: Mapping[str, str]) -> dict[str, Row]:
-    """By flow: the versions that other live replicas have and that are not the flow's here, as a JSON list to bind;
+    """By flow: the versions of it that other live replicas have and that are not the one here, as a JSON list to bind;
     nothing, if there are none.
     """
-    others = set(msgspec.json.decode(db.execute(OTHERS, (replica,)).get, type=list[str]))
-    if not others:
-        return dict.fromkeys(flows, ())
-    return {flow: (_json(left),) if (left := others - {version}) else () for flow, version in flows.items()}
+    others = msgspec.json.decode(db.execute(OTHERS, (replica,)).get, type=list[dict[str, str]])
+    left = {flow: {other.get(flow, "") for other in others} - {"", version} for flow, version in flows.items()}
+    return {flow: (_json(versions),) if versions else () for flow, versions in left.items()}
 
 
 def candidates(db: Database, pins: Mapping[str, Row], now: float, limit: int, thorough: bool) -> list[Instance]:
@@ -127,7 +123,7 @@ def candidates(db: Database, pins: Mapping[str, Row], now: float, limit: int, th
     return list(once.values())[:limit]
 
 
-def _json(value: Sequence[str] | Mapping[str, str] | set[str]) -> str:
+def _json(value: Mapping[str, str] | set[str]) -> str:
     return msgspec.json.encode(value).decode()
 
 

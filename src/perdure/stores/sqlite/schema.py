@@ -83,9 +83,9 @@ create table exposed(
     uid blob not null, key text not null, value blob not null, primary key (uid, key)
 ) strict;
 
--- versions: the code identities that the replica has, as a JSON list.
+-- flows: the identity of the replica's code for each flow type, as a JSON object.
 create table fence(
-    replica text primary key not null, epoch integer not null, alive integer not null, versions text not null
+    replica text primary key not null, epoch integer not null, alive integer not null, flows text not null
 ) strict, without rowid;
 
 -- What code could not go on with a blocked instance: which, in which process, and how long the journal was.

@@ -96,7 +96,7 @@ class SqliteStore:
 
     # -- membership
 
-    async def join(self, replica: str, lease: float, versions: Sequence[str] = ()) -> int:
+    async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
         """See Store."""
         writer = self._open_writer()
         if replica not in self._members:
@@ -106,7 +106,7 @@ class SqliteStore:
                     raise LeaseLost(f"another process holds the file of replica {replica}, or takes it over")
             self._members[replica] = _Member(file, Lease(self.system.clock.boot(), lease))
         self.renew(replica, lease)
-        epoch, alive = await writer.write(lambda db: owning.join(db, replica, versions))
+        epoch, alive = await writer.write(lambda db: owning.join(db, replica, flows or {}))
         if not alive:
             raise LeaseLost(f"replica {replica} was taken over; join under a new id")
         return epoch

@@ -142,7 +142,7 @@ CONTINUE: Final = update(
 OLD_ENTRIES: Final = Bulk("delete from entry where (uid, run) in (values {rows})", 2)
 OLD_PENDING: Final = Bulk("delete from pending where (uid, run) in (values {rows})", 2)
 OLD_ANSWERS: Final = keyed(
-    "delete from inbox where uid in ({rows}) and open > 0 and kind = 'answer'"
+    "delete from inbox where uid in ({rows}) and kind = 'answer'"
     " and run <> (select i.run from instance i where i.uid = inbox.uid)"
 )
 OLD_MESSAGES: Final = Bulk(

@@ -1,0 +1,26 @@
+"""The commands, by click."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from perdure.lint import command
+from perdure.lint.output import FORMATS, Format
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="perdure")
+def perdure() -> None:
+    """Durable execution for Python."""
+
+
+@perdure.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", help=command.FORMAT_HELP)
+@click.option("--select", multiple=True, metavar="CODES", help=command.SELECT_HELP)
+@click.option("--ignore", multiple=True, metavar="CODES", help=command.IGNORE_HELP)
+def lint(paths: tuple[str, ...], form: Format, select: tuple[str, ...], ignore: tuple[str, ...]) -> None:
+    """What is wrong inside a flow, found in the source of PATH (files or folders; by default the current folder)."""
+    sys.exit(command.run(paths, form, select, ignore))
