@@ -245,9 +245,9 @@ async def test_reading_what_is_not_there(kit: Kit) -> None:
     assert await kit.store.exposed(uid(1)) == {}
 
 
-async def test_load_keeps_the_order_asked_for(kit: Kit) -> None:
+async def test_load_gives_instances_in_the_order_of_their_uid(kit: Kit) -> None:
     await kit.commit(create(1), create(2), create(3))
-    assert [x.instance.uid for x in await kit.store.load([uid(3), uid(9), uid(1)])] == [uid(3), uid(1)]
+    assert [x.instance.uid for x in await kit.store.load([uid(3), uid(9), uid(1)])] == [uid(1), uid(3)]
 
 
 async def test_find_pages_by_uid(kit: Kit) -> None:

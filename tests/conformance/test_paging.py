@@ -42,17 +42,17 @@ async def test_a_journal_that_fits_is_whole(three: Kit) -> None:
         assert (seqs(one.entries), one.more) == (list(range(-2, 8)), False)
 
 
-async def test_the_budget_is_for_all_instances_of_a_call_in_the_order_given(three: Kit) -> None:
-    two, one = await loaded(three, 15 * SIZE, 2, 9, 1, 3)
-    assert (two.instance.uid, len(two.entries), two.more) == (uid(2), 10, False)
-    assert (one.instance.uid, len(one.entries), one.more) == (uid(1), 5, True)
+async def test_the_budget_is_for_all_instances_of_a_call_in_the_order_of_uids(three: Kit) -> None:
+    one, two = await loaded(three, 15 * SIZE, 2, 9, 1, 3)
+    assert (one.instance.uid, len(one.entries), one.more) == (uid(1), 10, False)
+    assert (two.instance.uid, len(two.entries), two.more) == (uid(2), 5, True)
     assert [len(x.entries) for x in await loaded(three, BUDGET, 1, 2, 3)] == [10, 10, 10]
     assert [(len(x.entries), x.more) for x in await loaded(three, 10 * SIZE, 1, 2, 3)] == [(10, False)]
 
 
 async def test_a_call_reads_at_least_one_entry(three: Kit) -> None:
-    await three.commit(create(4, owned=False))
-    empty, one = await loaded(three, 0, 4, 1, 2)
+    await three.commit(create(0, owned=False))
+    empty, one = await loaded(three, 0, 1, 0, 2)
     assert (empty.entries, empty.more) == ([], False)
     assert (seqs(one.entries), one.more) == ([-2], True)
     assert await three.store.entries(uid(1), 0, -2, budget=0) == ([sized(1, -1)], True)

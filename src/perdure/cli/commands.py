@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from perdure.lint import command
 from perdure.lint.output import FORMATS, Format
@@ -23,4 +25,13 @@ def perdure() -> None:
 @click.option("--ignore", multiple=True, metavar="CODES", help=command.IGNORE_HELP)
 def lint(paths: tuple[str, ...], form: Format, select: tuple[str, ...], ignore: tuple[str, ...]) -> None:
     """What is wrong inside a flow, found in the source of PATH (files or folders; by default the current folder)."""
-    sys.exit(command.run(paths, form, select, ignore))
+    say = _coloured if form == "text" else print
+    sys.exit(command.run(paths, form, select, ignore, say))
+
+
+def _coloured(line: str) -> None:
+    """The line is printed; in colours if a terminal gets it."""
+    text = Text(line)
+    text.highlight_regex(r"^.*?:\d+:\d+:", "cyan")
+    text.highlight_regex(r"(?<=: )PD\d{3}(?= )", "bold red")
+    Console(soft_wrap=True, highlight=False).print(text)

@@ -229,7 +229,7 @@ class Claims:
     async def _load(self, rows: Sequence[Instance]) -> None:
         """These instances, which this replica owns and which stood so before, are in memory and run."""
         before = {row.uid: row for row in rows}
-        left = list(before)
+        left = sorted(before)
         while left:
             asked = left[:LOAD]
             found = await self._store.load(asked)

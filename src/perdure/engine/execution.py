@@ -153,7 +153,10 @@ class Execution:
             return op
         self.ops[key] = op
         if self.live:
-            op.begin()
+            if op.refused is None:
+                op.activate()
+            else:
+                op.begin()
             return op
         entry = journal.by_key.pop(key, None)
         if entry is not None and not self._fits(op, entry):
@@ -219,7 +222,7 @@ class Execution:
             self._stale = True
             op.dropped()
         else:
-            self.journal.dropped[op.key] = op
+            self.journal.drop(op)
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
             elif (

@@ -215,16 +215,23 @@ class TimerOp(Op):
         self.run.loop.ready(self.handle)
 
 
-def _label(form: Any) -> str:
-    """What a receive asks for, by the names under which values are stored: the same when a class is renamed or moved."""
+def _described(forms: tuple[Any, ...], wanted: str | None) -> tuple[str, bytes, bytes]:
+    """Name, arguments and digest of a receive; thousands of flows that wait for the same share them."""
     try:
-        return _label_of(form)
+        return _description(forms, wanted)
     except TypeError:  # not hashable
-        return str(form)
+        return _description.__wrapped__(forms, wanted)
 
 
 @functools.lru_cache(maxsize=1024)
-def _label_of(form: Any) -> str:
+def _description(forms: tuple[Any, ...], wanted: str | None) -> tuple[str, bytes, bytes]:
+    label = " | ".join(map(_label, forms))
+    arguments = codec.encode([label, wanted])
+    return label if wanted is None else f"{label} {wanted!r}", arguments, codec.digest(arguments)
+
+
+def _label(form: Any) -> str:
+    """A type by the name under which its values are stored: the same when a class is renamed or moved."""
     arguments = get_args(form)
     if not arguments:
         return codec.tag_of_class(form).rpartition(":")[2] if isinstance(form, type) else str(form)
@@ -232,14 +239,6 @@ def _label_of(form: Any) -> str:
     if origin is Union or origin is UnionType:
         return " | ".join(map(_label, arguments))
     return f"{_label(origin)}[{', '.join(map(_label, arguments))}]"
-
-
-@functools.lru_cache(maxsize=1024)
-def _described(labels: tuple[str, ...], wanted: str | None) -> tuple[str, bytes, bytes]:
-    """Name, arguments and digest of a receive; thousands of flows that wait for the same share them."""
-    label = " | ".join(labels)
-    arguments = codec.encode([label, wanted])
-    return label if wanted is None else f"{label} {wanted!r}", arguments, codec.digest(arguments)
 
 
 class ReceiveOp(Op):
@@ -256,7 +255,7 @@ class ReceiveOp(Op):
         where: Callable[[Any], bool] | None,
         context: Context | None,
     ) -> None:
-        super().__init__(run, *_described(tuple(map(_label, forms)), wanted))
+        super().__init__(run, *_described(forms, wanted))
         self.forms = forms
         self.wanted = wanted
         self.where = where

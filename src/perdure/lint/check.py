@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Final
 
 from perdure.lint.findings import Finding
 from perdure.lint.modules import Tree
@@ -12,6 +13,8 @@ from perdure.lint.reach import Reach
 from perdure.lint.reader import Reader
 from perdure.lint.rules import ALL, Kit
 from perdure.lint.state import State
+
+_ROOT: Final = PurePath("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Report:
     flows: int
 
 
-def check(files: Mapping[str, str], folder: PurePath = PurePath("/")) -> Report:
+def check(files: Mapping[str, str], folder: PurePath = _ROOT) -> Report:
     """Everything wrong in the flows of these files.
 
     Args:

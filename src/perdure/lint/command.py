@@ -18,31 +18,38 @@ SELECT_HELP = "only these rules: codes or their beginnings, with commas between 
 IGNORE_HELP = "not these rules, nor those that pyproject.toml ignores"
 
 
-def _to(stream: str) -> Callable[[str], None]:
-    return lambda text: print(text, file=getattr(sys, stream))  # noqa: T201  a command prints
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def run(paths: Sequence[str], form: Format, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> int:
-    """The findings are printed, and a summary on the standard error.
+def run(
+    paths: Sequence[str],
+    form: Format,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    say: Callable[[str], object] = print,
+) -> int:
+    """The findings are said, line by line, and a summary is on the standard error.
 
     Returns:
         0: nothing was found; 1: something was; 2: a path or setting is wrong, or a file is not Python.
     """
-    say, note = _to("stdout"), _to("stderr")
     folder = Path.cwd()
     places = [Path(path) for path in paths] or [Path()]
     try:
         settings = settings_for(places, select, ignore)
         texts, failed = read(places, folder)
     except (NoSuchPath, NotALintSetting) as error:
-        note(f"perdure lint: {error}")
+        _note(f"perdure lint: {error}")
         return 2
     report = check(texts, folder)
     findings = [f for f in sorted([*failed, *report.findings], key=lambda f: (f.path, f.line)) if settings.wants(f)]
     for line in lines(findings, form):
         say(line)
     files = report.files + len(failed)
-    note(f"perdure lint: {_count(report.flows, 'flow')} in {_count(files, 'file')}, {_count(len(findings), 'finding')}")
+    _note(
+        f"perdure lint: {_count(report.flows, 'flow')} in {_count(files, 'file')}, {_count(len(findings), 'finding')}"
+    )
     return 2 if any(f.code == "PD001" for f in findings) else 1 if findings else 0
 
 

@@ -33,7 +33,7 @@ def read(paths: Iterable[Path], folder: Path) -> tuple[dict[str, str], list[Find
     for path in paths:
         if not path.exists():
             raise NoSuchPath(path)
-        for file in _python_files(path.absolute()):
+        for file in _python_files(Path(os.path.normpath(path.absolute()))):
             name = display(file, folder)
             try:
                 texts[name] = _decoded(file.read_bytes())

@@ -35,7 +35,7 @@ _FILE: Final = Known("PD202", "blocks all flows, is done again at each replay, a
 _NETWORK: Final = Known("PD203", "reaches outside the flow: at each replay it would be done again", _STEP)
 _SLEEP: Final = Known("PD204", "stops all flows of the process", "await delay(...), or await asyncio.sleep(...)")
 _OFFLOAD: Final = Known(
-    "PD205", "cannot be replayed, and raises NotDurable or worse", "await capture(...): sync work gets a thread"
+    "PD205", "cannot be replayed: it raises NotDurable", "await capture(...): sync work gets a thread"
 )
 _THREAD: Final = Known(
     "PD206", "runs beside the flow, in no order that could be replayed", "await capture(...), or a task"
@@ -73,99 +73,123 @@ _NUMPY: Final = (
 _CALLS: Final[list[tuple[Known, str]]] = [
     (
         _CLOCK,
-        "time.{time,time_ns,monotonic,monotonic_ns,perf_counter,perf_counter_ns,process_time,process_time_ns,thread_time,"
-        "thread_time_ns,clock_gettime,clock_gettime_ns}",
+        (
+            "time.{time,time_ns,monotonic,monotonic_ns,perf_counter,perf_counter_ns,process_time,process_time_ns,thread_time,"
+            "thread_time_ns,clock_gettime,clock_gettime_ns}"
+        ),
     ),
     (Known(_CLOCK.code, _CLOCK.why, _CLOCK.instead, below=1), "time.{localtime,gmtime,ctime,asctime}"),
     (Known(_CLOCK.code, _CLOCK.why, _CLOCK.instead, below=2), "time.strftime"),
     (
         _DATE,
-        "datetime.datetime.{now,utcnow,today} datetime.date.today django.utils.timezone.{now,localdate} "
-        "pendulum.{now,today,tomorrow,yesterday} arrow.{now,utcnow} pandas.Timestamp.{now,utcnow,today}",
+        (
+            "datetime.datetime.{now,utcnow,today} datetime.date.today django.utils.timezone.{now,localdate} "
+            "pendulum.{now,today,tomorrow,yesterday} arrow.{now,utcnow} pandas.Timestamp.{now,utcnow,today}"
+        ),
     ),
     (_CHANCE, f"{_RANDOM} {_NUMPY}"),
     (
         _SECRET,
-        "random.SystemRandom secrets.{token_bytes,token_hex,token_urlsafe,choice,randbelow,randbits,SystemRandom} "
-        "os.{urandom,getrandom}",
+        (
+            "random.SystemRandom secrets.{token_bytes,token_hex,token_urlsafe,choice,randbelow,randbits,SystemRandom} "
+            "os.{urandom,getrandom}"
+        ),
     ),
     (Known(_SEED.code, _SEED.why, _SEED.instead, below=1), "random.Random numpy.random.{default_rng,RandomState}"),
     (_UUID, "uuid.{uuid1,uuid4,uuid6,uuid7,getnode}"),
     (
         _ENVIRONMENT,
-        "os.{getenv,getenvb,putenv,unsetenv,getpid,getppid,getcwd,getcwdb,getlogin,getuid,uname,cpu_count,"
-        "process_cpu_count,getloadavg,get_terminal_size} os.path.{expanduser,expandvars,abspath} "
-        "pathlib.Path.{home,cwd,expanduser,absolute} socket.{gethostname,getfqdn} getpass.getuser "
-        "platform.{node,platform,uname,system,release,version,machine,processor} shutil.{which,get_terminal_size} ",
+        (
+            "os.{getenv,getenvb,putenv,unsetenv,getpid,getppid,getcwd,getcwdb,getlogin,getuid,uname,cpu_count,"
+            "process_cpu_count,getloadavg,get_terminal_size} os.path.{expanduser,expandvars,abspath} "
+            "pathlib.Path.{home,cwd,expanduser,absolute} socket.{gethostname,getfqdn} getpass.getuser "
+            "platform.{node,platform,uname,system,release,version,machine,processor} shutil.{which,get_terminal_size} "
+        ),
     ),
     (
         _FILE,
-        f"builtins.{{open,input}} io.open codecs.open getpass.getpass {_OS_FILES} pathlib.Path.{_FILES} "
-        "os.path.{exists,lexists,isfile,isdir,islink,ismount,getsize,getmtime,getatime,getctime,realpath,samefile} "
-        "shutil.{copy,copy2,copyfile,copytree,copymode,copystat,move,rmtree,disk_usage,make_archive,unpack_archive} "
-        "glob.{glob,iglob} fileinput.input linecache.getline "
-        "tempfile.{TemporaryFile,NamedTemporaryFile,SpooledTemporaryFile,TemporaryDirectory,mkstemp,mkdtemp,mktemp} "
-        "aiofiles.open anyio.open_file zipfile.ZipFile tarfile.open gzip.open bz2.open lzma.open shelve.open dbm.open",
+        (
+            f"builtins.{{open,input}} io.open codecs.open getpass.getpass {_OS_FILES} pathlib.Path.{_FILES} "
+            "os.path.{exists,lexists,isfile,isdir,islink,ismount,getsize,getmtime,getatime,getctime,realpath,samefile} "
+            "shutil.{copy,copy2,copyfile,copytree,copymode,copystat,move,rmtree,disk_usage,make_archive,unpack_archive} "
+            "glob.{glob,iglob} fileinput.input linecache.getline "
+            "tempfile.{TemporaryFile,NamedTemporaryFile,SpooledTemporaryFile,TemporaryDirectory,mkstemp,mkdtemp,mktemp} "
+            "aiofiles.open anyio.open_file zipfile.ZipFile tarfile.open gzip.open bz2.open lzma.open shelve.open dbm.open"
+        ),
     ),
     (
         _NETWORK,
-        f"requests.{_HTTP} requests.Session.{_HTTP} requests.session.{_HTTP} httpx.{_HTTP} httpx.Client.{_HTTP} "
-        f"httpx.AsyncClient.{_HTTP} aiohttp.request aiohttp.ClientSession.{_HTTP} urllib3.request "
-        f"urllib3.PoolManager.{_HTTP} urllib.request.{{urlopen,urlretrieve}} "
-        "socket.{socket,create_connection,create_server,getaddrinfo,gethostbyname,gethostbyaddr,socketpair} "
-        "http.client.HTTPConnection.{connect,request,getresponse} "
-        "http.client.HTTPSConnection.{connect,request,getresponse} "
-        "smtplib.{SMTP,SMTP_SSL,LMTP} ftplib.{FTP,FTP_TLS} imaplib.{IMAP4,IMAP4_SSL} poplib.{POP3,POP3_SSL} "
-        "asyncio.{open_connection,open_unix_connection,start_server,start_unix_server} "
-        "anyio.{connect_tcp,connect_unix,create_tcp_listener} "
-        "asyncio.AbstractEventLoop.{create_connection,create_server,create_unix_connection,create_unix_server,"
-        "create_datagram_endpoint,connect_accepted_socket,getaddrinfo,getnameinfo,sock_recv,sock_recv_into,sock_sendall,"
-        "sock_connect,sock_accept,sock_sendfile,sendfile,start_tls,add_reader,add_writer,connect_read_pipe,"
-        "connect_write_pipe} "
-        "sqlite3.connect apsw.Connection aiosqlite.connect psycopg.connect psycopg.AsyncConnection.connect "
-        "psycopg.Connection.connect psycopg2.connect asyncpg.{connect,create_pool} pymysql.connect MySQLdb.connect "
-        "mysql.connector.connect aiomysql.{connect,create_pool} asyncmy.{connect,create_pool} pyodbc.connect "
-        "duckdb.connect redis.Redis.* redis.StrictRedis.* redis.from_url.* redis.asyncio.Redis.* "
-        "redis.asyncio.from_url.* pymongo.MongoClient.* boto3.client.* pika.BlockingConnection paramiko.SSHClient.connect",
+        (
+            f"requests.{_HTTP} requests.Session.{_HTTP} requests.session.{_HTTP} httpx.{_HTTP} httpx.Client.{_HTTP} "
+            f"httpx.AsyncClient.{_HTTP} aiohttp.request aiohttp.ClientSession.{_HTTP} urllib3.request "
+            f"urllib3.PoolManager.{_HTTP} urllib.request.{{urlopen,urlretrieve}} "
+            "socket.{socket,create_connection,create_server,getaddrinfo,gethostbyname,gethostbyaddr,socketpair} "
+            "http.client.HTTPConnection.{connect,request,getresponse} "
+            "http.client.HTTPSConnection.{connect,request,getresponse} "
+            "smtplib.{SMTP,SMTP_SSL,LMTP} ftplib.{FTP,FTP_TLS} imaplib.{IMAP4,IMAP4_SSL} poplib.{POP3,POP3_SSL} "
+            "asyncio.{open_connection,open_unix_connection,start_server,start_unix_server} "
+            "anyio.{connect_tcp,connect_unix,create_tcp_listener} "
+            "asyncio.AbstractEventLoop.{create_connection,create_server,create_unix_connection,create_unix_server,"
+            "create_datagram_endpoint,connect_accepted_socket,getaddrinfo,getnameinfo,sock_recv,sock_recv_into,sock_sendall,"
+            "sock_connect,sock_accept,sock_sendfile,sendfile,start_tls,add_reader,add_writer,connect_read_pipe,"
+            "connect_write_pipe} "
+            "sqlite3.connect apsw.Connection aiosqlite.connect psycopg.connect psycopg.AsyncConnection.connect "
+            "psycopg.Connection.connect psycopg2.connect asyncpg.{connect,create_pool} pymysql.connect MySQLdb.connect "
+            "mysql.connector.connect aiomysql.{connect,create_pool} asyncmy.{connect,create_pool} pyodbc.connect "
+            "duckdb.connect redis.Redis.* redis.StrictRedis.* redis.from_url.* redis.asyncio.Redis.* "
+            "redis.asyncio.from_url.* pymongo.MongoClient.* boto3.client.* pika.BlockingConnection paramiko.SSHClient.connect"
+        ),
     ),
     (_SLEEP, "time.sleep"),
     (
         _OFFLOAD,
-        "asyncio.to_thread asyncio.AbstractEventLoop.run_in_executor anyio.to_thread.run_sync "
-        "anyio.to_process.run_sync starlette.concurrency.run_in_threadpool fastapi.concurrency.run_in_threadpool "
-        "asgiref.sync.sync_to_async asyncio.run_coroutine_threadsafe",
+        (
+            "asyncio.to_thread asyncio.AbstractEventLoop.run_in_executor anyio.to_thread.run_sync "
+            "anyio.to_process.run_sync starlette.concurrency.run_in_threadpool fastapi.concurrency.run_in_threadpool "
+            "asgiref.sync.sync_to_async asyncio.run_coroutine_threadsafe"
+        ),
     ),
     (
         _THREAD,
-        "threading.{Thread,Timer} _thread.start_new_thread multiprocessing.{Process,Pool,Manager,Queue,Pipe} "
-        "concurrent.futures.{ThreadPoolExecutor,ProcessPoolExecutor,InterpreterPoolExecutor,wait,as_completed} "
-        "multiprocessing.pool.{Pool,ThreadPool} joblib.Parallel",
+        (
+            "threading.{Thread,Timer} _thread.start_new_thread multiprocessing.{Process,Pool,Manager,Queue,Pipe} "
+            "concurrent.futures.{ThreadPoolExecutor,ProcessPoolExecutor,InterpreterPoolExecutor,wait,as_completed} "
+            "multiprocessing.pool.{Pool,ThreadPool} joblib.Parallel"
+        ),
     ),
     (
         _LOCK,
-        "threading.Lock.acquire threading.RLock.acquire threading.Semaphore.acquire threading.BoundedSemaphore.acquire "
-        "threading.Condition.{acquire,wait,wait_for} threading.Event.wait threading.Barrier.wait queue.Queue.{get,put,join} "
-        "queue.SimpleQueue.{get,put} queue.LifoQueue.{get,put,join} queue.PriorityQueue.{get,put,join}",
+        (
+            "threading.Lock.acquire threading.RLock.acquire threading.Semaphore.acquire threading.BoundedSemaphore.acquire "
+            "threading.Condition.{acquire,wait,wait_for} threading.Event.wait threading.Barrier.wait queue.Queue.{get,put,join} "
+            "queue.SimpleQueue.{get,put} queue.LifoQueue.{get,put,join} queue.PriorityQueue.{get,put,join}"
+        ),
     ),
     (
         _PROCESS,
-        "subprocess.{run,Popen,call,check_call,check_output,getoutput,getstatusoutput} "
-        "os.{system,popen,fork,forkpty,kill,killpg,posix_spawn,posix_spawnp,execv,execve,execvp,execvpe,execl,execle,execlp,"
-        "spawnl,spawnv,spawnve,spawnvp,startfile,wait,waitpid,_exit} signal.{signal,alarm,setitimer,raise_signal} "
-        "asyncio.{create_subprocess_exec,create_subprocess_shell} anyio.{run_process,open_process} "
-        "asyncio.AbstractEventLoop.{subprocess_exec,subprocess_shell,add_signal_handler}",
+        (
+            "subprocess.{run,Popen,call,check_call,check_output,getoutput,getstatusoutput} "
+            "os.{system,popen,fork,forkpty,kill,killpg,posix_spawn,posix_spawnp,execv,execve,execvp,execvpe,execl,execle,execlp,"
+            "spawnl,spawnv,spawnve,spawnvp,startfile,wait,waitpid,_exit} signal.{signal,alarm,setitimer,raise_signal} "
+            "asyncio.{create_subprocess_exec,create_subprocess_shell} anyio.{run_process,open_process} "
+            "asyncio.AbstractEventLoop.{subprocess_exec,subprocess_shell,add_signal_handler}"
+        ),
     ),
     (_RUN, "asyncio.{run,Runner.run} asyncio.AbstractEventLoop.{run_until_complete,run_forever} anyio.run trio.run"),
     (
         _PRINT,
-        "builtins.print pprint.{pprint,pp} rich.{print,inspect} rich.console.Console.{print,log} click.{echo,secho} "
-        "sys.stdout.{write,writelines} sys.stderr.{write,writelines} traceback.{print_exc,print_stack,print_exception} "
-        "builtins.breakpoint",
+        (
+            "builtins.print pprint.{pprint,pp} rich.{print,inspect} rich.console.Console.{print,log} click.{echo,secho} "
+            "sys.stdout.{write,writelines} sys.stderr.{write,writelines} traceback.{print_exc,print_stack,print_exception} "
+            "builtins.breakpoint"
+        ),
     ),
     (
         _LOG,
-        f"logging.{_LEVELS} logging.Logger.{_LEVELS} logging.LoggerAdapter.{_LEVELS} loguru.logger.{_LEVELS} "
-        "loguru.logger.{trace,success}",
+        (
+            f"logging.{_LEVELS} logging.Logger.{_LEVELS} logging.LoggerAdapter.{_LEVELS} loguru.logger.{_LEVELS} "
+            "loguru.logger.{trace,success}"
+        ),
     ),
 ]
 

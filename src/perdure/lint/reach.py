@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from perdure.lint.modules import Module
-from perdure.lint.reader import Reader, own_nodes
-from perdure.lint.scopes import FUNCTIONS
+from perdure.lint.reader import Reader
+from perdure.lint.scopes import FUNCTIONS, own_nodes
 from perdure.lint.values import CACHED, CALLS_BACK, FLOW, Inside, Made, Outside, is_made, name_of, names
 
 _ENTERED: Final = ("__enter__", "__exit__", "__aenter__", "__aexit__")

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeGuard, TypeVar
 
 from perdure.lint.modules import Module, Tree
-from perdure.lint.scopes import FUNCTIONS, Binding, Function, Scope, every_arg
+from perdure.lint.scopes import FUNCTIONS, Binding, Function, Scope, every_arg, own_nodes
 from perdure.lint.values import (
     AWAITED,
     CACHED,
@@ -38,6 +38,8 @@ from perdure.lint.values import (
 )
 from perdure.lint.work import Work
 
+K = TypeVar("K")
+
 DEPTH: Final = 40
 """So many expressions are looked through one behind the other; what lies deeper is not known."""
 _OPTIONS: Final = "perdure.Step.options"
@@ -56,7 +58,10 @@ class Reader:
         self.tree = tree
         self.work = Work(self)
         self._known: dict[ast.AST, Value | None] = {}
+        self._annotated: dict[ast.AST, Value | None] = {}
+        self._named: dict[tuple[Module, str], Value | None] = {}
         self._definitions: dict[ast.AST, Value | None] = {}
+        self._results: dict[ast.AST, Value | None] = {}
         self._attributes: dict[ast.ClassDef, dict[str, list[tuple[ast.expr | None, ast.expr | None]]]] = {}
         self._depth = 0
 
@@ -67,12 +72,17 @@ class Reader:
         if self._depth >= DEPTH:
             return None
         self._known[node] = None  # so that what is defined by itself ends
+        found = self._known[node] = self._deeper(self._read, node, module)
+        return found
+
+    def _deeper(self, read: Callable[[K, Module], Value | None], what: K, module: Module) -> Value | None:
+        if self._depth >= DEPTH:
+            return None
         self._depth += 1
         try:
-            found = self._known[node] = self._read(node, module)
+            return read(what, module)
         finally:
             self._depth -= 1
-        return found
 
     def _read(self, node: ast.expr, module: Module) -> Value | None:
         match node:
@@ -136,6 +146,13 @@ class Reader:
 
     def named(self, module: Module, name: str) -> Value | None:
         """What a name of the module is for who imports it."""
+        key = module, name
+        if key not in self._named:
+            self._named[key] = None
+            self._named[key] = self._deeper(self._global, name, module)
+        return self._named[key]
+
+    def _global(self, name: str, module: Module) -> Value | None:
         root = module.scopes.root
         if name in root.names:
             return self._last([b for b in root.names[name] if b.kind != "augmented"], module, root)
@@ -229,21 +246,26 @@ class Reader:
         return self._definitions[node]
 
     def _decorated(self, node: Function, module: Module) -> Value | None:
-        plain = made = Inside(node, module)
+        plain = Inside(node, module)
+        kinds: list[str] = []
+        runs_here, known, wrapped = True, True, False
         for decorator in node.decorator_list:
             value = self.value(decorator, module)
             name = name_of(value) or (
                 value.by.name if isinstance(value, Made) and isinstance(value.by, Outside) else ""
             )
             if name in _WRAPPERS:
-                made = Made(Outside(_WRAPPERS[name]), plain)
+                kinds.append(_WRAPPERS[name])
+                wrapped = wrapped or not known
             elif isinstance(value, Inside) and isinstance(value.node, FUNCTIONS):
                 args = every_arg(value.node.args)
-                if args and self.work.is_work(value, args[0].arg):
-                    return None  # it makes a step of the function
+                runs_here = runs_here and not (args and self.work.is_work(value, args[0].arg))
             elif name not in TRANSPARENT | PROPERTY and not _of_property(decorator):
-                return None
-        return made
+                known = False
+        inside = plain if runs_here else None  # else one of them makes a step of the body
+        if kinds and (known or kinds[0] == FLOW or (kinds[0] == STEP and not wrapped)):
+            return Made(Outside(kinds[0]), inside)
+        return inside if known else None  # what a decorator makes of it is not known
 
     def decorated_by(self, node: Function, module: Module, names: frozenset[str]) -> bool:
         """Whether one of these decorates the function."""
@@ -251,6 +273,12 @@ class Reader:
 
     def result(self, function: Inside) -> Value | None:
         """What calling the function gives, by its annotation."""
+        if function.node not in self._results:
+            self._results[function.node] = None
+            self._results[function.node] = self._result(function)
+        return self._results[function.node]
+
+    def _result(self, function: Inside) -> Value | None:
         node = function.node
         if isinstance(node, ast.ClassDef):
             return Made(function)
@@ -290,7 +318,7 @@ class Reader:
             bindings = where.scopes.inside[found].names.get(name, [])
             if bindings:
                 last = bindings[-1].node
-                if instance and isinstance(last, FUNCTIONS) and self.is_property(last, where):
+                if instance and isinstance(last, ast.FunctionDef) and self.is_property(last, where):
                     return self.annotated(last.returns, where) if last.returns is not None else None
                 return self._last(bindings, where, where.scopes.inside[found])
             if instance:
@@ -328,12 +356,10 @@ class Reader:
             if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) or not (args := every_arg(method.args)):
                 continue
             for node in own_nodes(method):
-                targets = node.targets if isinstance(node, ast.Assign) else []
-                targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
-                for target in targets:
-                    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
-                        if target.value.id == args[0].arg:
-                            pair = getattr(node, "annotation", None), getattr(node, "value", None)
+                if isinstance(node, ast.Assign | ast.AnnAssign):
+                    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                        if _is_attribute_of(target, args[0].arg):
+                            pair = getattr(node, "annotation", None), node.value
                             found.setdefault(target.attr, []).append(pair)
         return found
 
@@ -460,6 +486,12 @@ class Reader:
 
     def annotated(self, node: ast.expr, module: Module) -> Value | None:
         """What a value of this annotation is."""
+        if node not in self._annotated:
+            self._annotated[node] = None
+            self._annotated[node] = self._deeper(self._annotation, node, module)
+        return self._annotated[node]
+
+    def _annotation(self, node: ast.expr, module: Module) -> Value | None:
         match node:
             case ast.Constant(value=str() as text):
                 parsed = self._parsed(node, text, module)
@@ -510,27 +542,13 @@ class Reader:
         return found.pop() if len(found) == 1 else None
 
 
-def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when the function does: not those of functions in it, but their decorators and defaults."""
-    return nodes_of([function.body] if isinstance(function, ast.Lambda) else getattr(function, "body", []))
-
-
-def nodes_of(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
-    """See `own_nodes`: of these statements."""
-    stack = [*reversed(body)]
-    while stack:
-        node = stack.pop()
-        yield node
-        if isinstance(node, FUNCTIONS):
-            outside: list[ast.AST] = [*getattr(node, "decorator_list", ()), *node.args.defaults]
-            stack += reversed([*outside, *(d for d in node.args.kw_defaults if d is not None)])
-        else:
-            stack += reversed(list(ast.iter_child_nodes(node)))
-
-
 def _outside(base: str, name: str) -> Value:
     path = f"{base}.{name}"
     return Made(Outside(PROPERTIES[path])) if path in PROPERTIES else Outside(path)
+
+
+def _is_attribute_of(target: ast.expr, name: str) -> TypeGuard[ast.Attribute]:
+    return isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == name
 
 
 def _is_ours(name: str) -> bool:
@@ -549,8 +567,8 @@ def _dominates(statement: ast.AST, node: ast.AST, module: Module) -> bool:
         if ancestor is statement:
             return True
         if ancestor is above:
-            blocks = (block for _, block in ast.iter_fields(ancestor) if isinstance(block, list))
-            return any(statement in block and child in block for block in blocks)
+            blocks = [getattr(ancestor, name, []) for name in ("body", "orelse", "handlers", "finalbody", "cases")]
+            return any(isinstance(b, list) and statement in b and child in b for b in blocks)
         child = ancestor
     return False
 

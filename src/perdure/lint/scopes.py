@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -144,8 +144,8 @@ class Scopes:
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
                 return Scope("comprehension", node, scope)
             case ast.Global() | ast.Nonlocal():
-                how = "global" if isinstance(node, ast.Global) else "nonlocal"
-                scope.function.outer.update(dict.fromkeys(node.names, how))
+                for name in node.names:
+                    scope.function.outer[name] = "global" if isinstance(node, ast.Global) else "nonlocal"
             case ast.ImportFrom() if node.names[0].name == "*":
                 scope.stars.append(node)
             case ast.Import() | ast.ImportFrom():
@@ -158,19 +158,29 @@ class Scopes:
                 self._bind(scope, node.target, node.iter, "item", node, _end(node.iter))
             case ast.comprehension():
                 self._bind(scope, node.target, node.iter, "item", node, (0, 0))
-            case ast.withitem() if node.optional_vars is not None:
+            case _:
+                self._bind_in_place(node, scope)
+        return scope
+
+    def _bind_in_place(self, node: ast.AST, scope: Scope) -> None:
+        """What `with`, `except` and `match` bind."""
+        name = None
+        match node:
+            case ast.withitem(optional_vars=ast.expr() as target):
                 since = _end(node.context_expr)
-                self._bind(scope, node.optional_vars, node.context_expr, "enter", self.statement(node), since)
-            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name is not None:
-                self._add(scope, Binding(node.name, node, "other", self.statement(node), _begin(node)))
-            case ast.MatchMapping() if node.rest is not None:
-                self._add(scope, Binding(node.rest, node, "other", self.statement(node), _begin(node)))
-            case _ if isinstance(node, _TYPE_ALIAS) and isinstance(named := getattr(node, "name", None), ast.Name):
-                value = getattr(node, "value", None)
-                self._add(scope, Binding(named.id, node, "value", node, _end(node), value=value))
+                self._bind(scope, target, node.context_expr, "enter", self.statement(node), since)
+            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar():
+                name = node.name
+            case ast.MatchMapping():
+                name = node.rest
+            case _ if isinstance(node, _TYPE_ALIAS):
+                named, value = getattr(node, "name", None), getattr(node, "value", None)
+                if isinstance(named, ast.Name):
+                    self._add(scope, Binding(named.id, node, "value", node, _end(node), value=value))
             case _:
                 pass
-        return scope
+        if name is not None:
+            self._add(scope, Binding(name, node, "other", self.statement(node), _begin(node)))
 
     def _function(self, node: Function | ast.Lambda, scope: Scope) -> Scope:
         inner = Scope("function", node, scope)
@@ -210,11 +220,11 @@ class Scopes:
             case ast.Assign():
                 for target in node.targets:
                     self._bind(scope, target, node.value, "value", node, since)
-            case ast.AnnAssign(target=ast.Name()):
-                binding = Binding(node.target.id, node, "value", node, since, node.value, node.annotation)
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                binding = Binding(name, node, "value", node, since, node.value, node.annotation)
                 self._add(scope, binding)
-            case ast.AugAssign(target=ast.Name()):
-                self._add(scope, Binding(node.target.id, node, "augmented", node, since))
+            case ast.AugAssign(target=ast.Name(id=name)):
+                self._add(scope, Binding(name, node, "augmented", node, since))
             case ast.NamedExpr():
                 binding = Binding(node.target.id, node, "value", self.statement(node), since, node.value)
                 self._add(scope.function, binding)
@@ -231,9 +241,9 @@ class Scopes:
                 self._bind(scope, target.value, None, "part", statement, since)
             case ast.Tuple() | ast.List():
                 values: list[ast.expr | None] = [None] * len(target.elts)
-                pairs = kind == "value" and isinstance(value, ast.Tuple | ast.List)
-                if pairs and len(value.elts) == len(values) and not _starred([*target.elts, *value.elts]):
-                    values = [*value.elts]
+                given = value.elts if kind == "value" and isinstance(value, ast.Tuple | ast.List) else []
+                if len(given) == len(values) and not _starred([*target.elts, *given]):
+                    values = [*given]
                 for part, its in zip(target.elts, values, strict=True):
                     self._bind(scope, part, its, "part" if its is None else "value", statement, since)
             case _:
@@ -248,6 +258,24 @@ class Scopes:
             return
         owner = scope.root if how == "global" else scope
         owner.names.setdefault(binding.name, []).append(binding)
+
+
+def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when the function does: not those of functions in it, but their decorators and defaults."""
+    return nodes_of([function.body] if isinstance(function, ast.Lambda) else getattr(function, "body", []))
+
+
+def nodes_of(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """See `own_nodes`: of these statements."""
+    stack = [*reversed(body)]
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, FUNCTIONS):
+            outside: list[ast.AST] = [*getattr(node, "decorator_list", ()), *node.args.defaults]
+            stack += reversed([*outside, *(d for d in node.args.kw_defaults if d is not None)])
+        else:
+            stack += reversed(list(ast.iter_child_nodes(node)))
 
 
 def every_arg(args: ast.arguments) -> list[ast.arg]:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from perdure.errors import PerdureError
 from perdure.lint.findings import RULES, Finding
@@ -29,8 +29,8 @@ class Settings:
                 raise NotALintSetting(f"{code!r} is no rule of perdure lint; the rules are {', '.join(RULES)}")
 
     def wants(self, finding: Finding) -> bool:
-        """Whether the finding is to be told."""
-        selected = not self.select or finding.code.startswith(self.select)
+        """Whether the finding is to be told; that a file cannot be read is, whatever was selected."""
+        selected = not self.select or finding.code.startswith(("PD001", *self.select))
         return selected and not finding.code.startswith(self.ignore)
 
 
@@ -60,21 +60,22 @@ def _project(path: Path) -> Path | None:
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        table: Any = tomllib.loads(file.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NotALintSetting(f"{file} cannot be read: {error}") from error
     for name in ("tool", "perdure", "lint"):
-        table = table.get(name, {})
-        if not isinstance(table, dict):
+        inner: Any = table.get(name, {})
+        if not isinstance(inner, dict):
             raise NotALintSetting(f"{file}: {name} is not a table")
-    unknown = [name for name in table if name not in ("select", "ignore")]  # pyright: ignore[reportUnknownVariableType]
+        table = cast("dict[str, Any]", inner)
+    unknown = [name for name in table if name not in ("select", "ignore")]
     if unknown:
         raise NotALintSetting(f"{file}: [tool.perdure.lint] knows select and ignore, not {unknown[0]}")
-    return table  # pyright: ignore[reportUnknownVariableType]
+    return table
 
 
 def _strings(table: dict[str, Any], name: str, file: Path | None) -> tuple[str, ...]:
     values: Any = table.get(name, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in cast("list[Any]", values)):
         raise NotALintSetting(f'{file}: [tool.perdure.lint] {name} is a list of codes, such as ["PD602"]')
-    return tuple(values)  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(cast("list[str]", values))

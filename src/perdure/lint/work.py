@@ -32,6 +32,10 @@ _TAKES: Final[dict[str, tuple[int | str, ...]]] = {
 """Which arguments of these functions are work: by place, or by keyword."""
 
 
+DEPTH: Final = 10
+"""Through so many functions a parameter is followed."""
+
+
 class Work:
     """Answers what is work; every answer about a parameter is kept."""
 
@@ -39,6 +43,7 @@ class Work:
         self._reader = reader
         self._is_work: dict[tuple[ast.AST, str], bool] = {}
         self._hides: dict[ast.AST, bool] = {}
+        self._depth = 0
 
     def of(self, call: ast.Call, module: Module) -> list[ast.expr]:
         """The arguments of the call that are work; of a `partial` and of a choice, what is in them."""
@@ -64,9 +69,10 @@ class Work:
                     return True
                 if not (above.args and above.args[0] is passed[-1] and self._is_partial(above, module)):
                     return False
-            elif isinstance(above, ast.IfExp) and passed[-1] is above.test:
-                return False
-            elif not isinstance(above, ast.Attribute | ast.IfExp | ast.keyword):
+            elif isinstance(above, ast.IfExp):
+                if passed[-1] is above.test:
+                    return False
+            elif not isinstance(above, ast.Attribute | ast.keyword):
                 return False
             if isinstance(above, ast.expr):
                 passed.append(above)
@@ -90,19 +96,23 @@ class Work:
                 case _:
                     return False
         owner = module.scopes.of[function].find(name)
-        uses = [] if owner is None else uses_of(name, owner, module)
-        return all(self._is_handed(use, module) for use in uses if function not in module.scopes.ancestors(use))
+        if owner is None:
+            return True
+        outside = (u for u in uses_of(name, owner, module) if function not in module.scopes.ancestors(u))
+        return all(self._is_handed(use, module) for use in outside)
 
     def is_work(self, function: Inside, name: str) -> bool:
         """Whether the function only ever hands this parameter on as work."""
         key = function.node, name
-        if key not in self._is_work:
+        if key not in self._is_work and self._depth < DEPTH:
             self._is_work[key] = False
             module = function.module
             scope = module.scopes.inside[function.node]
             uses = [n for n in uses_of(name, scope, module) if not self._says_nothing(n, module)]
+            self._depth += 1
             self._is_work[key] = bool(uses) and all(self._is_handed(n, module) for n in uses)
-        return self._is_work[key]
+            self._depth -= 1
+        return self._is_work.get(key, False)
 
     # ------------------------------------------------------------
 
@@ -114,11 +124,16 @@ class Work:
                 handed = self.of(above, module)
                 if any(expression in handed for expression in passed):
                     return True
-            if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef) and module.scopes.of[above].kind == "function":
-                if self._reader.definition(above, module) is None or self.hides(above, module):
-                    return True
+            if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef) and self._is_made_for_work(above, module):
+                return True
             passed.append(above)
         return False
+
+    def _is_made_for_work(self, function: Function, module: Module) -> bool:
+        """Whether a function in a function is no part of it: a step, or used as work."""
+        if module.scopes.of[function].kind != "function":
+            return False
+        return not isinstance(self._reader.definition(function, module), Inside) or self.hides(function, module)
 
     def _says_nothing(self, node: ast.Name, module: Module) -> bool:
         """A use that does not run it: `fn.__name__`, `fn is None`, `@wraps(fn)`."""

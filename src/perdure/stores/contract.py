@@ -205,7 +205,7 @@ class Store(Protocol):
 
     async def load(self, uids: Sequence[bytes], *, budget: int = BUDGET) -> list[Loaded]:
         """The instances with the journal of their run (by seq), pending operations and untaken messages (oldest first),
-        in the order given; missing ones left out.
+        in the order of their uid; missing ones left out.
 
         When the entries read have `budget` bytes of arguments and outcomes, the journal that is being read is cut
         there (`more`), and the instances after it are left out too: ask again for those.

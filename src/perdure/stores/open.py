@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perdure.stores.memory import MemoryStore
-
 if TYPE_CHECKING:
     from perdure.stores.contract import Store
 
@@ -18,6 +16,8 @@ def open_store(url: str) -> Store:
     """
     scheme, found, rest = url.partition("://")
     if found and scheme == "memory" and not rest.strip("/"):
+        from perdure.stores.memory import MemoryStore  # who has a database need not load this
+
         return MemoryStore()
     if found and scheme == "sqlite" and len(rest) > 1 and rest.startswith("/"):
         from perdure.stores.sqlite import SqliteStore  # who stays in memory need not load a database

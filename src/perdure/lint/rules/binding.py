@@ -6,9 +6,8 @@ import ast
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
-from perdure.lint.reader import own_nodes
 from perdure.lint.rules.kit import Flaw, Kit
-from perdure.lint.scopes import COMPREHENSIONS, FUNCTIONS
+from perdure.lint.scopes import COMPREHENSIONS, FUNCTIONS, own_nodes
 from perdure.lint.values import Inside, name_of, names
 
 _TAKERS: Final = frozenset(names("perdure.{capture,transaction,receive}"))
@@ -35,8 +34,6 @@ def _work(call: ast.Call, work: ast.expr, function: ast.AST, taker: str, kit: Ki
     what = "this lambda" if isinstance(function, ast.Lambda) else f"{function.name}()"
     verb = taker.rpartition(".")[2]
     for loop in _loops_around(call, kit):
-        if loop not in kit.ancestors(function):
-            continue
         turned = _free(function, loop, kit, targets=True)
         if _is_at_once(call, loop, kit):
             if turned and taker != "perdure.receive":
@@ -93,10 +90,12 @@ def _free(function: ast.AST, loop: _Loop, kit: Kit, *, targets: bool) -> list[st
 
 def _all_nodes(function: ast.AST) -> Iterator[ast.AST]:
     """All nodes of the function's inside, without its defaults."""
-    for node in own_nodes(function):
-        yield node
-        if isinstance(node, FUNCTIONS):
-            yield from _all_nodes(node)
+    left = [function]
+    while left:
+        for node in own_nodes(left.pop()):
+            yield node
+            if isinstance(node, FUNCTIONS):
+                left.append(node)
 
 
 def _is_within(node: ast.AST, function: ast.AST, kit: Kit) -> bool:

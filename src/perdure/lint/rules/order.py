@@ -147,7 +147,7 @@ def _call(node: ast.Call, kit: Kit) -> Iterator[Flaw]:
         yield _flaw(node, "PD302")
 
 
-def _is_blind(statement: ast.stmt, kit: Kit) -> bool:
+def _is_blind(statement: ast.stmt, kit: Kit, depth: int = 0) -> bool:
     """Whether the order in which the statement is done for several elements changes nothing."""
     match statement:
         case ast.Pass() | ast.Continue():
@@ -155,7 +155,9 @@ def _is_blind(statement: ast.stmt, kit: Kit) -> bool:
         case ast.Expr(value=ast.Constant()):
             return True
         case ast.If():
-            return not _acts(statement.test) and all(_is_blind(s, kit) for s in statement.body + statement.orelse)
+            if depth > 20 or _acts(statement.test):
+                return False
+            return all(_is_blind(s, kit, depth + 1) for s in statement.body + statement.orelse)
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr="add" | "discard" | "remove"), args=args)):
             return not any(_acts(arg) for arg in args)
         case ast.AugAssign(op=ast.Add() | ast.Sub() | ast.BitOr() | ast.BitAnd(), value=value):

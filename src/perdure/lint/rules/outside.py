@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from perdure.lint.known import BLOCKING_LOCKS, LOCK, PRINTS, READ, called
 from perdure.lint.rules.kit import Flaw, Kit
+from perdure.lint.scopes import nodes_of
 from perdure.lint.values import CALLS_BACK, Made, Outside, is_made, name_of
 
 
@@ -15,10 +16,12 @@ def calls(kit: Kit) -> Iterator[Flaw]:
     for node in kit.code.nodes:
         if isinstance(node, ast.Call):
             yield from _call(node, kit)
-        elif isinstance(node, ast.withitem):
-            value = kit.value(node.context_expr)
-            if is_made(value, *BLOCKING_LOCKS) and isinstance(value, Made) and isinstance(value.by, Outside):
-                yield Flaw(node.context_expr, LOCK.code, f"a {value.by.name} {LOCK.why}", LOCK.instead)
+        elif isinstance(node, ast.With) and any(isinstance(n, ast.Await) for n in nodes_of(node.body)):
+            for item in node.items:
+                value = kit.value(item.context_expr)
+                if is_made(value, *BLOCKING_LOCKS) and isinstance(value, Made) and isinstance(value.by, Outside):
+                    why = f"a {value.by.name} is held while the flow waits: it {LOCK.why}"
+                    yield Flaw(item.context_expr, LOCK.code, why, LOCK.instead)
 
 
 def _call(node: ast.Call, kit: Kit) -> Iterator[Flaw]:

@@ -8,9 +8,8 @@ from typing import Final
 
 from perdure.lint.known import READ
 from perdure.lint.modules import Module
-from perdure.lint.reader import own_nodes
 from perdure.lint.rules.kit import Flaw, Kit
-from perdure.lint.scopes import FUNCTIONS, Scope
+from perdure.lint.scopes import FUNCTIONS, Scope, own_nodes
 from perdure.lint.state import Change
 from perdure.lint.values import CACHED, CONTAINERS, DATA, Inside, Made, Outside, is_made, name_of, names
 
@@ -21,11 +20,12 @@ _PRIMITIVES: Final = frozenset(
     )
 )
 _PURE: Final = (
-    "math.", "cmath.", "decimal.", "fractions.", "re.", "string.", "json.", "itertools.", "functools.", "operator.",
+    "math.", "cmath.", "decimal.", "fractions.", "re.", "string.", "json.loads", "json.dumps", "itertools.", "functools.", "operator.",
     "hashlib.", "zlib.", "base64.", "statistics.", "textwrap.", "datetime.timedelta", "builtins.str.", "builtins.int.",
     "builtins.float.", "builtins.bytes.", "builtins.list.", "builtins.dict.", "builtins.set.",
 )  # fmt: skip
 _IMPURE_BUILTINS: Final = frozenset(names("builtins.{open,input,print,eval,exec,globals,locals,vars,id,hash,object}"))
+_CHANGED: Final = "is changed here: other flows see it, and each replay does it again"
 _KEEP: Final = "keep it in a variable of the flow, or in a step"
 
 
@@ -37,16 +37,14 @@ def changes(kit: Kit) -> Iterator[Flaw]:
         if change is None or owner is None or not _counts(change, owner, kit):
             continue
         name = change.root.id
-        if owner.node is kit.code.node and _default(owner, name) is not None:
+        if owner.node is kit.code.node and _is_default(owner, name, kit):
             why = f"the default of {name} is one object for all calls in all flows, and is changed here"
             yield Flaw(node, "PD404", why, f"write {name}=None, and make a new one in the function")
         elif owner.kind == "module":
-            what = "a module" if isinstance(owner.names[name][0].node, ast.alias) and change.attribute else "a global"
-            what = f"{name}.{change.attribute}, {what}'s," if change.attribute else f"the global {name}"
-            yield Flaw(node, "PD401", f"{what} is changed for all flows, and again at each replay", _KEEP)
+            what = f"{name}.{change.attribute}" if change.attribute else f"the global {name}"
+            yield Flaw(node, "PD401", f"{what} {_CHANGED}", _KEEP)
         elif owner.kind == "function" and owner.node is not kit.code.node and not kit.reach.is_inside(owner.node):
-            why = f"{name} of the function around the flow is changed for all its instances, and again at each replay"
-            yield Flaw(node, "PD402", why, _KEEP)
+            yield Flaw(node, "PD402", f"{name}, which is a variable around the flow, {_CHANGED}", _KEEP)
 
 
 def _counts(change: Change, owner: Scope, kit: Kit) -> bool:
@@ -62,20 +60,15 @@ def _counts(change: Change, owner: Scope, kit: Kit) -> bool:
     return True
 
 
-def _default(owner: Scope, name: str) -> ast.expr | None:
-    """The parameter's default, if it is an object that can be changed."""
-    if not isinstance(owner.node, FUNCTIONS):
-        return None
+def _is_default(owner: Scope, name: str, kit: Kit) -> bool:
+    """Whether the name is a parameter whose default can be changed."""
+    if not isinstance(owner.node, FUNCTIONS) or len(owner.names[name]) != 1:
+        return False
     args = owner.node.args
     places = [*args.posonlyargs, *args.args]
-    pairs = list(zip(places[len(places) - len(args.defaults) :], args.defaults, strict=True))
-    found = next(
-        (d for arg, d in [*pairs, *zip(args.kwonlyargs, args.kw_defaults, strict=True)] if arg.arg == name), None
-    )
-    made = isinstance(found, ast.List | ast.Dict | ast.Set) or (
-        isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id in ("list", "dict", "set")
-    )
-    return found if made and len(owner.names[name]) == 1 else None
+    pairs = [*zip(places[len(places) - len(args.defaults) :], args.defaults, strict=True)]
+    keywords = [(arg, d) for arg, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None]
+    return any(arg.arg == name and is_made(kit.value(default), *CONTAINERS) for arg, default in [*pairs, *keywords])
 
 
 def reads(kit: Kit) -> Iterator[Flaw]:
@@ -96,8 +89,8 @@ def reads(kit: Kit) -> Iterator[Flaw]:
         by = getattr(change.by.node, "name", "a lambda")
         line = getattr(change.node, "lineno", 0)
         there = "" if where is module else f" of {where.path}"
-        code, what = ("PD401", "the global") if owner.kind == "module" else ("PD402", "the outer variable")
-        why = f"{what} {name} is another at replay: {by}() changes it in line {line}{there}"
+        code, what = ("PD401", "the global") if owner.kind == "module" else ("PD402", "the variable around the flow,")
+        why = f"{what} {name} may be another at replay: {by}() changes it in line {line}{there}"
         yield Flaw(node, code, why, "give it to the flow as an argument, or read it by await capture(...)")
 
 
@@ -137,9 +130,9 @@ def _is_data(module: Module, owner: Scope, name: str, kinds: frozenset[str], kit
     for binding in owner.names[name]:
         if binding.annotation is not None and is_made(kit.reader.annotated(binding.annotation, module), *kinds):
             return True
-        if binding.value is not None and binding.kind == "value":
-            if is_made(kit.reader.value(binding.value, module), *kinds):
-                return True
+        value = binding.value if binding.kind == "value" else None
+        if value is not None and is_made(kit.reader.value(value, module), *kinds):
+            return True
     return False
 
 
@@ -155,7 +148,7 @@ def shared(kit: Kit) -> Iterator[Flaw]:
         if isinstance(kit.parent(node), ast.Attribute | ast.withitem):
             said.add(_name(node))
             kind = value.by.name if isinstance(value, Made) and isinstance(value.by, Outside) else ""
-            why = f"{_name(node)}, an {kind}, is shared with other flows; who wakes another flow gets NotDurable"
+            why = f"this {kind} was made outside the flow: who wakes another flow by it gets NotDurable"
             yield Flaw(node, "PD405", why, "make it inside the flow; to reach another flow, send it a message")
 
 
@@ -191,7 +184,9 @@ def _is_pure(function: Inside, kit: Kit, depth: int) -> bool:
         if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load):
             scope = module.scopes.of.get(each)
             owner = scope.find(each.id) if scope is not None else None
-            if owner is not None and owner.kind == "module" and kit.state.changes(module, owner, each.id):
+            if owner is None or owner.kind != "module":
+                continue
+            if kit.state.changes(*kit.state.origin(module, owner, each.id)):
                 return False
         if isinstance(each, ast.Call) and not _is_pure_call(each, module, node, kit, depth):
             return False

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator
 from typing import Final
 
-from perdure.lint.reader import nodes_of
 from perdure.lint.rules.kit import Flaw, Kit
+from perdure.lint.scopes import nodes_of
 from perdure.lint.values import COROUTINE, FLOW, STEP, is_made, name_of, names
 
 _CONSUMERS: Final = frozenset(
@@ -43,15 +43,15 @@ def tasks(kit: Kit) -> Iterator[Flaw]:
             yield Flaw(node, "PD506", why, "keep it and await it, or use asyncio.TaskGroup")
 
 
-def _shown(func: ast.expr) -> str:
+def _shown(func: ast.expr, depth: int = 0) -> str:
     """The call as it is written, if that is short."""
     match func:
         case ast.Name(id=name):
             return name
-        case ast.Attribute(value=value, attr=attr):
-            return f"{_shown(value)}.{attr}"
-        case ast.Call(func=inner):
-            return f"{_shown(inner)}(...)"
+        case ast.Attribute(value=value, attr=attr) if depth < 5:
+            return f"{_shown(value, depth + 1)}.{attr}"
+        case ast.Call(func=inner) if depth < 5:
+            return f"{_shown(inner, depth + 1)}(...)"
         case _:
             return "..."
 

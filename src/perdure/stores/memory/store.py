@@ -201,7 +201,7 @@ class MemoryStore:
         found: list[Loaded] = []
         left, begun = budget, False
         with self._lock:
-            for uid in uids:
+            for uid in sorted(uids):
                 if (life := self._lives.get(uid)) is None:
                     continue
                 if begun and left <= 0:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 
 BY_UIDS: Final = keyed(f"select {INSTANCE} from instance where uid in ({{rows}})")
+JOURNALS: Final = keyed(
+    f"select {ENTRY} from entry where uid in ({{rows}}) and run = (select i.run from instance i where i.uid = entry.uid)"
+    " order by uid, run, seq"
+)
 ENTRIES: Final = f"select {ENTRY} from entry where uid = ? and run = ? and seq > ? order by seq"
 PENDINGS: Final = keyed(f"select {PENDING} from pending where uid in ({{rows}}) order by uid, run, key")
 UNTAKEN: Final = keyed(f"select uid, {MESSAGE} from inbox where uid in ({{rows}}) and open > 0 order by rowid")
@@ -32,7 +36,9 @@ EXPOSED: Final = "select key, value from exposed where uid = ?"
 
 RARE: Final = frozenset({State.FAILED, State.CANCELLED, State.BLOCKED})
 """The states that have an index."""
-_LOWEST: Final = -(1 << 63)
+_COLUMNS: Final = ENTRY.split(",")
+_ARGUMENTS: Final = _COLUMNS.index("arguments")
+_OUTCOME: Final = _COLUMNS.index("outcome")
 
 
 def instances(db: Database, uids: Sequence[bytes]) -> list[Instance]:
@@ -63,43 +69,47 @@ def load(db: Database, uids: Sequence[bytes], budget: int) -> list[Loaded]:
     db.execute("begin")
     try:
         found = {row.uid: row for row in instances(db, uids)}
-        journals: list[tuple[Instance, list[Entry], bool]] = []
-        left, more, begun = budget, False, False
-        for uid in uids:
-            if begun and left <= 0:
-                break
-            if uid in found:
-                row = found[uid]
-                page, left, more = _page(db, uid, row.run, _LOWEST, left, begun)
-                begun = begun or bool(page)
-                journals.append((row, page, more))
-        pending = pendings(db, [row for row, _, _ in journals])
-        messages = inbox(db, [row.uid for row, _, _ in journals])
+        journals, cut, last = _journals(db, sorted(found), budget)
+        rows = [found[uid] for uid in sorted(found) if last is None or uid <= last]
+        pending = pendings(db, rows)
+        messages = inbox(db, [row.uid for row in rows])
     finally:
         db.execute("commit")
-    return [Loaded(row, page, pending[row.uid], messages[row.uid], more) for row, page, more in journals]
+    return [Loaded(row, journals.get(row.uid, []), pending[row.uid], messages[row.uid], row.uid == cut) for row in rows]
+
+
+def _journals(
+    db: Database, uids: list[bytes], budget: int
+) -> tuple[dict[bytes, list[Entry]], bytes | None, bytes | None]:
+    """Journals in the order of the uids; whose was cut, if one was; and after whose nothing was read, if so."""
+    journals: dict[bytes, list[Entry]] = {}
+    journal: list[Entry] = []
+    last: bytes | None = None
+    for text, values in JOURNALS.chunks([(uid,) for uid in uids]):
+        cursor = db.execute(text, values)
+        for row in cursor:
+            if budget <= 0 and last is not None:
+                cursor.close()
+                return journals, last if row[0] == last else None, last
+            if row[0] != last:
+                last = row[0]
+                journals[row[0]] = journal = []
+            journal.append(to_entry(row))
+            budget -= len(row[_ARGUMENTS] or b"") + len(row[_OUTCOME] or b"")
+    return journals, None, last if budget <= 0 else None
 
 
 def entries(db: Database, uid: bytes, run: int, after: int, budget: int) -> tuple[list[Entry], bool]:
     """A page of the journal of one run, and whether it goes on."""
-    found, _, more = _page(db, uid, run, after, budget, False)
-    return found, more
-
-
-def _page(
-    db: Database, uid: bytes, run: int, after: int, budget: int, begun: bool
-) -> tuple[list[Entry], int, bool]:  # fmt: skip
-    """Entries, what is left of the budget, and whether there are more; one at least, unless some were read before."""
     found: list[Entry] = []
     cursor = db.execute(ENTRIES, (uid, run, after))
     for row in cursor:
-        if budget <= 0 and (found or begun):
+        if budget <= 0 and found:
             cursor.close()
-            return found, budget, True
-        entry = to_entry(row)
-        found.append(entry)
-        budget -= len(entry.arguments or b"") + len(entry.outcome or b"")
-    return found, budget, False
+            return found, True
+        found.append(to_entry(row))
+        budget -= len(row[_ARGUMENTS] or b"") + len(row[_OUTCOME] or b"")
+    return found, False
 
 
 def pendings(db: Database, rows: Sequence[Instance]) -> dict[bytes, list[Pending]]:
