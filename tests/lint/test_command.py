@@ -234,3 +234,14 @@ def test_every_rule_is_in_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lint.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (PD\d{3}) \| (.+?) \| .+ \| .+ \|$", page, re.MULTILINE)
     assert dict(rows) == RULES
+
+
+def test_the_page_shows_what_the_lint_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lint.md").read_text(encoding="utf-8")
+    source = re.search(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    shown = re.search(r"^```console\n\$ perdure lint orders.py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert source is not None
+    assert shown is not None
+    (tmp_path / "orders.py").write_text(source[1])
+    done = call(tmp_path, BY_CLICK, "orders.py")
+    assert done.stdout + done.stderr == shown[1]

@@ -153,10 +153,7 @@ class Execution:
             return op
         self.ops[key] = op
         if self.live:
-            if op.refused is None:
-                op.activate()
-            else:
-                op.begin()
+            op.begin()
             return op
         entry = journal.by_key.pop(key, None)
         if entry is not None and not self._fits(op, entry):

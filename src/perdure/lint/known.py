@@ -40,7 +40,9 @@ _OFFLOAD: Final = Known(
 _THREAD: Final = Known(
     "PD206", "runs beside the flow, in no order that could be replayed", "await capture(...), or a task"
 )
-_LOCK: Final = Known("PD206", "blocks all flows of the process", "use asyncio.Lock, made inside the flow")
+_LOCK: Final = Known(
+    "PD206", "blocks all flows of the process", "use asyncio's Lock, Event or Queue, made inside the flow"
+)
 _PROCESS: Final = Known("PD207", "reaches another process: at each replay it would be done again", _STEP)
 _RUN: Final = Known("PD507", "runs a loop inside the flow's loop, which fails", "await it")
 _PRINT: Final = Known(

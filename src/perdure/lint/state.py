@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from perdure.lint.modules import Module
 from perdure.lint.reader import Reader
-from perdure.lint.scopes import Scope
+from perdure.lint.scopes import Scope, nodes_of
 from perdure.lint.values import File, names
 
 MUTATORS: Final = frozenset(
@@ -47,6 +48,7 @@ class State:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._indexes: dict[Module, _Index] = {}
+        self._setting_up: set[str] | None = None
 
     def uses(self, module: Module, owner: Scope, name: str) -> list[ast.Name]:
         """Where the scope's name is read."""
@@ -59,7 +61,7 @@ class State:
     def changes(self, module: Module, owner: Scope, name: str) -> list[Change]:
         """Where the scope's name is changed by a function, which may happen at any time."""
         found = self._index(module).changes.get((owner, name), [])
-        return [change for change in found if change.by.kind == "function"]
+        return [change for change in found if change.by.kind == "function" and not self._at_import(change.by)]
 
     def at(self, module: Module, node: ast.AST) -> Change | None:
         """What the node changes."""
@@ -91,6 +93,14 @@ class State:
         if isinstance(value, File) and node.attr in value.module.scopes.root.names:
             return value.module, value.module.scopes.root, node.attr
         return None
+
+    def _at_import(self, scope: Scope) -> bool:
+        """Whether the function runs while modules are loaded, as what fills a registry does: `@register` above a class."""
+        while scope.parent is not None and scope.parent.kind not in ("module", "class"):
+            scope = scope.parent
+        if self._setting_up is None:
+            self._setting_up = {name for module in self._reader.tree.modules for name in _called_at_import(module)}
+        return getattr(scope.node, "name", "") in self._setting_up
 
     # ------------------------------------------------------------
 
@@ -124,6 +134,20 @@ class State:
     def _put(self, index: _Index, change: Change, owner: Scope) -> None:
         index.at[change.node] = change
         index.changes[owner, change.root.id].append(change)
+
+
+def _called_at_import(module: Module) -> Iterator[str]:
+    """Names of functions that decorate or are called where the module itself runs; not under `if __name__ ...`."""
+    for node in nodes_of(module.tree.body):
+        called: list[ast.expr] = [*getattr(node, "decorator_list", ())]
+        if isinstance(node, ast.Call):
+            main = (above.test for above in module.scopes.ancestors(node) if isinstance(above, ast.If))
+            if not any(isinstance(n, ast.Name) and n.id == "__name__" for test in main for n in ast.walk(test)):
+                called.append(node)
+        for one in called:
+            function = one.func if isinstance(one, ast.Call) else one
+            if isinstance(function, ast.Name | ast.Attribute):
+                yield function.id if isinstance(function, ast.Name) else function.attr
 
 
 def _method(call: ast.Call) -> str:

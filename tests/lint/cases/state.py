@@ -24,6 +24,8 @@ ANSWERS = {"a": 1}
 ANSWERS["b"] = 2  # when the module is loaded: it stays so
 TABLE = defaultdict(list)
 engine: Engine | None = None
+HANDLERS: dict[str, object] = {}
+STARTED: dict[str, int] = {}
 total = 0
 
 
@@ -43,6 +45,32 @@ def prepare(to: Engine) -> None:
     engine = to
     total = 7
     SEEN.append("prepared")
+
+
+def handles(name: str):
+    def keep(fn):
+        HANDLERS[name] = fn
+        return fn
+
+    return keep
+
+
+@handles("a")
+def handle_a() -> None: ...
+
+
+def main() -> None:
+    STARTED["a"] = 1
+
+
+@flow
+async def looks_up(order: str) -> None:
+    HANDLERS[order]  # near PD401
+    STARTED[order]  # PD401 plain
+
+
+if __name__ == "__main__":
+    main()
 
 
 @flow

@@ -120,6 +120,17 @@ async def shadows(order: str, ship: object) -> None:
     async def inner() -> None:
         child = await child(order)  # PD502 nested
 
+    for turn in range(3):
+        if turn:
+            wrapped(order)  # near PD502
+        wrapped = len
+    for turn in range(3):
+        await changed(order)  # PD502 plain
+        changed = helped
+    async with Shop() as Shop:  # PD502 plain
+        pass
+    for careful in careful(order):  # PD502 plain
+        pass
     await inner()
     await shadowed(order)
 

@@ -128,16 +128,24 @@ def shadows(kit: Kit) -> Iterator[Flaw]:
             continue
         outer = scope.parent.find(name) if scope.parent is not None else None
         called = node.lineno, node.col_offset
-        if outer is None or any(b.since <= called or _holds(b.statement, node, b.kind, kit) for b in bindings):
+        if outer is None or any(b.since <= called or _may_be_set(b.statement, node, kit) for b in bindings):
             continue
         line = getattr(bindings[0].node, "lineno", 0)
         why = f"{name} is a variable of this function, set in line {line}: this call raises UnboundLocalError"
         yield Flaw(node, "PD502", why, "give the result another name")
 
 
-def _holds(statement: ast.AST, node: ast.AST, kind: str, kit: Kit) -> bool:
-    """Whether a loop around the call may have set the name before."""
-    return kind in ("item", "enter") and statement in kit.ancestors(node)
+def _may_be_set(statement: ast.AST, node: ast.AST, kit: Kit) -> bool:
+    """Whether an earlier turn of a loop may have set the name: the call stands under a condition, and the loop holds both."""
+    around = list(kit.ancestors(node))
+    if statement in around:
+        return False
+    conditions = 0
+    for above in around:
+        conditions += isinstance(above, ast.If | ast.IfExp | ast.BoolOp | ast.Try | ast.Match)
+        if isinstance(above, ast.For | ast.AsyncFor | ast.While) and above in kit.ancestors(statement):
+            return conditions > 0
+    return False
 
 
 # ---------------------------------------------------------------- PD503
