@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check install -qq --no-input
 VERSIONS := 3.11 3.12 3.13
-PYTEST := -m pytest -n 2 --dist worksteal
+PYTEST := -m pytest -n 3 --dist worksteal
 ARGS :=
 
 .DEFAULT_GOAL := help

@@ -278,7 +278,8 @@ async def does_what_cannot_be_replayed(what: str) -> None:
         case "signal":
             loop.add_signal_handler(10, print)
         case _:
-            loop.add_reader(socket.socket(), print)
+            with socket.socket() as unused:
+                loop.add_reader(unused, print)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed")
