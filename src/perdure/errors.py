@@ -8,7 +8,7 @@
     └─ engine and store:  StoreUnavailable (StoreFull), StoreCorrupt, NotOurs, NotSupported, Outdated, LeaseLost,
                           EngineClosed, CommitUnknown
 
-Each message says what is true, with the data, and what to do next; the data are attributes too.
+Each message says what is true, with the data, and what to do next; data that a program may want are attributes too.
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ class OutcomeUnknown(PerdureError):
 
 
 class StoreRefused(PerdureError):
-    """The database will not take this data, now or ever: change it. A flow whose data is refused is blocked."""
+    """The database will not take this data, now or ever: keep it elsewhere. The step, or the flow, that gave it has failed
+    by this error; an instance of which it refuses anything else is blocked.
+    """
 
 
 # ---------------------------------------------------------------- engine and store

@@ -52,7 +52,7 @@ class Current:
 
     @property
     def restarted(self) -> bool:
-        """Whether the instance was loaded with a journal of an earlier life in memory."""
+        """Whether this run had begun before, here or elsewhere, and was brought back from its journal."""
         return self._facts.restarted
 
     @property
@@ -160,7 +160,7 @@ def exposed(key: str, /) -> Any: ...
 @overload
 def exposed(key: str, /, *, returns: TypeForm[T]) -> T | None: ...
 def exposed(key: str, /, *, returns: Any = None) -> Any:
-    """What this flow exposed last under `key`, None if nothing.
+    """What this run exposed last under `key`, None if nothing.
 
     Raises:
         NotInFlow: called outside a flow's body.

@@ -94,8 +94,9 @@ def flow(
 
     Args:
         name: what the store calls it; by default the function's qualified name. Keep it when the function is renamed.
-        version: the identity of its code, kept with each instance; by default the engine's.
-        timeout: for the whole flow, durable: after it the flow's body gets a `TimeoutError`.
+        version: the identity of this flow's code, instead of the engine's: see `Engine(version=)`.
+        timeout: for each run of the flow, durable: after it the body is cancelled, and the instance fails with
+            `TimeoutError`.
 
     Raises:
         TypeError: the function is not `async def`.

@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 
 class Handle(Generic[R_co]):
-    """One instance. From `start` it is bound to the life that was started; from `handle()` to the life found first.
+    """One instance. In a flow every method is journaled; outside it asks the store.
 
-    In a flow every method is journaled; outside it asks the store.
+    From an engine's `start`, `result`, `state` and `exposed` are those of the life that was started, through all its
+    runs. All else is about the life that (flow, id) has when it is called.
     """
 
     __slots__ = ("_outside", "_started", "_uid", "flow", "id")
@@ -77,8 +78,11 @@ class Handle(Generic[R_co]):
             raise
 
     async def send(self, message: object, /, *, key: str | None = None, name: str | None = None) -> None:
-        """The message is in the instance's inbox, on disk. With a `key` it is delivered once per run, however often
-        it is sent.
+        """The message is in the instance's inbox, on disk (in a flow: when its entry is durable). With a `key` it is
+        delivered once in the instance's life, however often it is sent.
+
+        Raises:
+            NotEncodable, PayloadTooLarge.
         """
         place = self._place("send")
         if place is None:
@@ -121,8 +125,11 @@ class Handle(Generic[R_co]):
         )
 
     async def cancel(self, reason: str | None = None, /) -> None:
-        """The request to end is on disk; the flow gets it as `asyncio.CancelledError`. Nothing happens to an ended
-        instance.
+        """The request to end is on disk (in a flow: when its entry is durable); the instance gets it as
+        `asyncio.CancelledError`. Nothing happens to an ended one.
+
+        Raises:
+            InstanceNotFound: (outside a flow) there is none.
         """
         place = self._place("cancel")
         if place is None:

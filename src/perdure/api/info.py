@@ -46,7 +46,7 @@ class Health:
     replica: str
     lease_left: timedelta
     paused: str | None
-    """Why nothing is claimed now: "disk full", "store away"; None: nothing is wrong."""
+    """Why nothing is claimed or delivered now; None: nothing is wrong."""
     loop_lag: timedelta
     running: int
     parked: int

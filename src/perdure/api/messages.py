@@ -140,7 +140,7 @@ ones.
 
 class Stream(Generic[R_co]):
     """The messages of this run that fit, from its beginning, taken by `receive` or not; every reading has its own
-    cursor.
+    cursor. Those that no `receive` took are the next run's as well.
 
     Operators are pure and run again at replay. Nothing is read before a terminal call: `first`, `last`, `list`,
     `async for`.

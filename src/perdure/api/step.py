@@ -95,8 +95,7 @@ class Step(Generic[P, R]):
     """What `@step` makes of a function or method. Calling it gives a coroutine, in a flow and elsewhere.
 
     In a flow the call is journaled: its outcome is recorded once, and replay gives it without running the function
-    again. In a
-    step, or outside a flow, it just runs. To `inspect`, and so to libraries, it is a coroutine function.
+    again. In a step, or outside a flow, it just runs. To `inspect`, and so to libraries, it is a coroutine function.
     """
 
     if TYPE_CHECKING:
@@ -228,7 +227,8 @@ def step(
         name: what the journal calls it; by default the function's qualified name. Keep it when the function is renamed.
         retry: when to try again; None leaves it to `Engine(retry=)`, `Retry(attempts=1)` means never.
         at_most_once: an attempt is never repeated; if its outcome is lost, the call raises `OutcomeUnknown`.
-        timeout: of one attempt; after it the attempt is cancelled and has failed with `TimeoutError`.
+        timeout: of one attempt; after it the attempt is cancelled and has failed with `TimeoutError`, an at-most-once
+            one with `OutcomeUnknown`.
         copy: whether the function gets copies of its arguments (so that changing them in place shows at once that it
         is not durable).
 
@@ -297,9 +297,11 @@ async def capture(
         returns: the type of the value; `type(None)` (or None) drops a value that needs no keeping.
         id: identifies this operation within the run (each id once).
         name: what the journal calls it; by default the callable's qualified name.
+        retry, at_most_once, timeout: as for `step`; if `work` is a step, what is not given here is as the step says.
 
     Raises:
         NotInFlow: called outside a flow's body.
+        NotEncodable, PayloadTooLarge: the outcome cannot be kept; the work has run.
         DuplicateId: `id` was used before in this run.
         OutcomeUnknown: with `at_most_once`: it was begun, and whether it happened is not known.
     """

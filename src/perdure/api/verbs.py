@@ -30,12 +30,17 @@ async def start(
     detached: bool = False,
 ) -> Handle[R]: ...
 async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool = False) -> Handle[Any]:
-    """The instance is asked for; it exists when the flow's entry is durable. Never fails: see the handle's `result`.
+    """The instance is asked for; it exists when the flow's entry is durable. What only the store knows, such as that
+    the id was started with other arguments, comes out at the handle's `result`.
 
     Args:
         id: of the new instance; without it one is made of this run and operation. One that exists with the same
-        arguments is used.
+            arguments is used as it is, and does not become a child.
         detached: it lives on when this flow ends; else it is cancelled then.
+
+    Raises:
+        TypeError, ValueError: the arguments do not fit the flow; the id is empty or too long.
+        NotEncodable, PayloadTooLarge, NotInFlow.
     """
     place = in_flow("start()")
     return await _start(place, flow, args, id, detached=detached)
@@ -64,7 +69,7 @@ async def run(flow: Any, /, *args: Any, id: str | None = None) -> Any:
 async def start_many(
     flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
 ) -> Sequence[Handle[R]]:
-    """All instances are asked for, each (id, *arguments); handles in the order given."""
+    """All instances are asked for as children, each (id, *arguments); handles in the order given. Raises as `start`."""
     place = in_flow("start_many()")
     return [await _start(place, flow, item[1:], item[0], detached=False) for item in items]
 
@@ -72,7 +77,15 @@ async def start_many(
 async def send(
     flow: AnyFlow | str, id: str, message: object, /, *, key: str | None = None, name: str | None = None
 ) -> None:
-    """The message is on its way: it is in the inbox of (flow, id) when this flow's entry is durable, exactly once."""
+    """The message is on its way: it is in the inbox of (flow, id) when this flow's entry is durable, exactly once.
+
+    Args:
+        key: delivered once in that instance's life, whoever else sends it.
+        name: makes it a named event, for `receive(..., name=)`.
+
+    Raises:
+        NotEncodable, PayloadTooLarge, NotInFlow.
+    """
     place = in_flow("send()")
     await finish(place.run.send(place, name_of(flow), id, message, key, name))
 
@@ -89,13 +102,15 @@ def handle(flow: FlowFunction[..., R], id: str, /) -> Handle[R]: ...
 @overload
 def handle(flow: str, id: str, /) -> Handle[Any]: ...
 def handle(flow: Any, id: str, /) -> Handle[Any]:
-    """A handle of (flow, id), whose methods are journaled."""
+    """A handle of (flow, id), whether or not it exists, whose methods are journaled."""
     in_flow("handle()")
     return Handle(name_of(flow), id)
 
 
 async def cancel(flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
-    """The instance is asked to end when this flow's entry is durable. Nothing happens to one that has ended."""
+    """The instance is asked to end when this flow's entry is durable. Nothing happens to one that has ended or is not
+    there.
+    """
     place = in_flow("cancel()")
     await finish(place.run.cancel(place, name_of(flow), id, reason))
 
@@ -103,9 +118,10 @@ async def cancel(flow: AnyFlow | str, id: str, reason: str | None = None, /) -> 
 async def continue_as_new(*args: object) -> NoReturn:
     """This run is over and the flow's next run begins with these arguments, under the same id, with an empty journal.
 
-    One transaction: messages that nobody took move on, keys of messages stay known, children that are not detached are
-    cancelled, the old entries are gone. Who waits for the result waits on. Call it where nothing catches
-    `BaseException`; `finally` blocks run, and may run steps.
+    One transaction: messages that no `receive` took move on (a stream of the next run reads them again), keys of
+    messages stay known, what is exposed stays readable from outside, children that are not detached are cancelled, the
+    old entries are gone. Who waits for the result waits on. Call it where nothing catches `BaseException`; `finally`
+    blocks run, and may run steps.
 
     Raises:
         TypeError: the arguments do not fit the flow.

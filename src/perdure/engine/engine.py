@@ -70,14 +70,15 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         execute: False makes a client: it starts, sends, waits and finds, and runs nothing.
         max_resident: beyond so many instances in memory the longest-waiting are unloaded; 0: whatever waits is.
         unload_after: instances that have waited so long are unloaded in any case.
-        max_running: this replica claims no more when it has so many in memory.
+        max_running: this replica claims no more while so many are under way in it; those that only wait do not count.
         retention: instances that ended so long ago are removed, and only remembered: none of their ids starts again.
-        drain: how long the end waits for running steps.
+        drain: how long running steps may go on when the engine ends, or when an instance is given up to be edited.
         retry: for steps that say nothing (never for at-most-once steps).
         codec: compresses or encrypts all payloads.
-        payload_limit: bytes of one argument list, result or message.
-        version: identity of the code, by which a blocked instance knows code that has not tried it yet; by default a
-            hash over the sources of all loaded modules of the program and the versions of installed packages.
+        payload_limit: bytes of one argument list, result, message, exposed value or progress.
+        version: identity of the code, by which instances stay with the code that ran them, and a blocked one knows code
+            that has not tried it yet; by default a hash over the sources of all loaded modules of the program and the
+            versions of Python and of installed packages.
         lease: after so long without renewal others take this replica's instances over.
         stall_limit: how long user code may block the loop before the lease is not renewed any more, which names it.
         kill_hung: a process that hangs in the middle of a write holds a SQLite file; kill it when its lease is over.
@@ -266,13 +267,15 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     ) -> Handle[Any]:
         """The instance is on disk, started now or earlier: starting again with the same arguments changes nothing.
 
+        Of one that retention has removed it starts nothing either, and the handle's `result` raises InstanceNotFound.
+
         Args:
             id: 1 to 255 bytes; (flow, id) is one instance.
             at, after: when it begins, at the earliest.
             initial: outcomes of steps and messages that it has from the start; of no account if it exists.
 
         Raises:
-            AlreadyStarted: it exists and was started with other arguments.
+            AlreadyStarted: it exists, or did until retention removed it, and was started with other arguments.
             NotRegistered: a flow given by name is not registered with this (executing) engine.
             NotEncodable, PayloadTooLarge, TypeError: the arguments cannot be kept, or do not fit the flow.
         """
@@ -385,8 +388,10 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """The message is in the inbox of (flow, id), on disk; one sent before the instance exists waits for it.
 
         Args:
-            key: 1 to 255 bytes; the same key is delivered once per run, however often it is sent.
+            key: 1 to 255 bytes; the same key is delivered once in the instance's life, however often it is sent.
             name: makes it a named event, for `receive(..., name=)`.
+
+        Nobody is told that the instance has ended (it is kept with it), or that retention has removed it (it is dropped).
 
         Raises:
             NotEncodable, PayloadTooLarge.
@@ -445,7 +450,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     @overload
     def handle(self, flow: str, id: str, /) -> Handle[Any]: ...
     def handle(self, flow: Any, id: str, /) -> Handle[Any]:
-        """A handle of (flow, id), whether or not it exists."""
+        """A handle of (flow, id), whether or not it exists: each of its calls is about the life that is there then."""
         check_name(id, "id")
         return Handle(name_of(flow), id, outside=self)
 
@@ -568,8 +573,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         state: State | Sequence[State] | None = None,
         since: datetime | None = None,
     ) -> AsyncIterator[Info]:
-        """The instances of a flow (or of all), in the order of their creation, in these states, created `since` or
-        later.
+        """The instances of a flow (or of all, schedules included), in the order of their creation, in these states,
+        created `since` or later.
 
         Read in pages while it is iterated: what changes meanwhile may or may not be seen.
         """

@@ -38,7 +38,8 @@ class Panel(Generic[R_co]):
     Raises, from what writes:
         Outdated: `await panel.refresh()`, look, and edit again.
         InstanceNotFound: it was deleted.
-        TimeoutError: whoever runs it did not give it up; nothing was written.
+        TimeoutError: whoever runs it did not give it up within a minute; nothing was written.
+        StoreUnavailable: nothing was written. (Of a cancelled call it is not known: refresh, and look.)
     """
 
     __slots__ = ("_editor", "_handle", "_loaded", "_now", "_payloads", "_staged", "_system", "entries", "inbox")
@@ -133,7 +134,9 @@ class Panel(Generic[R_co]):
     # ------------------------------------------------------------ what writes
 
     async def save(self) -> None:
-        """The staged edits are on disk; an instance that had begun and has not ended goes on with them at once."""
+        """The staged edits are on disk, all of them or none; an instance that had begun and has not ended goes on with them
+        at once. With nothing staged nothing happens.
+        """
         if self._staged:
             await self._write(Verb.SAVE)
 
@@ -142,17 +145,18 @@ class Panel(Generic[R_co]):
 
         Of one that failed, the entry whose exception escaped and all after it are gone, so that it is tried again; of
         one that was cancelled, the request and all after it. Messages that those had taken are in the inbox again. What
-        was recorded before is not run again.
+        was recorded before is not run again. Other instances stay as they are: a child that failed or was cancelled is
+        restarted by itself, and first.
         """
         await self._write(Verb.RESTART)
         return self._handle
 
     async def succeed(self, result: Any = None, /) -> None:
-        """The instance has ended with this result; who waits for it gets it."""
+        """The instance has ended with this result; who waits for it gets it. Its unfinished children are cancelled."""
         await self._write(Verb.SUCCEED, outcome=self._payloads.encode(result, f"result of {self.flow}"))
 
     async def fail(self, error: BaseException, /) -> None:
-        """The instance has ended with this exception."""
+        """The instance has ended with this exception. Its unfinished children are cancelled."""
         await self._write(Verb.FAIL, outcome=self._payloads.encode_error(error, self.flow))
 
     async def postpone(self, duration: Duration | None = None, /, *, until: datetime | None = None) -> None:
@@ -273,6 +277,8 @@ class Entries:
     def set(self, id: str, value: object, /) -> None:
         """Staged: the operation has this outcome. One that was not asked for yet gets it when it is.
 
+        An id that means no operation here, or several of that name, is taken for one that the code will give by `id=`.
+
         Raises:
             ValueError: what it is has no outcome to set (a timer, a start, a send).
             NotEncodable, PayloadTooLarge.
@@ -280,7 +286,7 @@ class Entries:
         self._stage(id, Outcome(self._panel.payloads.encode(value, id)))
 
     def fail(self, id: str, error: BaseException, /) -> None:
-        """Staged: the operation has ended with this exception."""
+        """Staged: the operation has ended with this exception. See `set`, and what that raises."""
         self._stage(id, Outcome(self._panel.payloads.encode_error(error, id), failed=True))
 
     def remove(self, id: str, /) -> None:

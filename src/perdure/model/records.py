@@ -120,7 +120,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """16 bytes made by the sender: sending the same row twice keeps one."""
     kind: str
     key: str | None
-    """Of a message: the sender's key, delivered once per run. Of an answer: the asking operation's key."""
+    """Of a message: the sender's key, delivered once per life. Of an answer: the asking operation's key."""
     name: str | None
     type: str
     """The body's type tag, for people and for looking without decoding."""

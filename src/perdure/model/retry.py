@@ -16,14 +16,11 @@ _EVERY: Final[tuple[type[Exception], ...]] = (Exception,)
 class Retry:
     """A failed step is tried again by this rule.
 
-    Attempt n + 1 starts `initial * backoff ** (n - 1)` seconds after the n-th failed, at most `maximum`, lengthened
-    by a random
-    part of up to `jitter` times that. An error with an attribute `retry_after` (seconds or `timedelta`) asks for at
-    least that
-    delay. `attempts` counts all attempts, None = without end. Only errors that `retry_on` accepts (types, or a
-    function) are
-    retried, and never those of `give_up_on`; what is not an `Exception` never is. Count and next time survive a
-    restart.
+    Attempt n + 1 starts `initial * backoff ** (n - 1)` seconds after the n-th failed, at most `maximum` (a year if none
+    is given), lengthened by a random part of up to `jitter` times that. An error with an attribute `retry_after`
+    (seconds or `timedelta`) asks for at least that pause. `attempts` counts all attempts, None = without end. Only
+    errors that `retry_on` accepts (types, or a function) are tried again, and never those of `give_up_on`; what is not
+    an `Exception` never is. Count and next time survive a crash.
     """
 
     __slots__ = ("attempts", "backoff", "give_up_on", "initial", "jitter", "maximum", "retry_on")

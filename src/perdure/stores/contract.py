@@ -98,9 +98,8 @@ class Store(Protocol):
     async def reap(self, me: str, *, kill_hung: bool, limit: int = 1000) -> Reaped:
         """Replicas that are dead or whose lease is over own nothing any more, as far as can be.
 
-        Their fence is set dead first (after which no batch of theirs commits), then their instances are freed in
-        chunks of
-        `limit`: running ones that do not wait become scheduled, due now, all others stay in their state (waiting ones
+        Their fence is set dead first (after which no batch of theirs commits), then their instances are freed in chunks
+        of `limit`: running ones that do not wait become scheduled, due now, all others stay in their state (waiting ones
         with a wake-up row if a message is there that is neither taken nor seen); then their rows are deleted. Any
         replica can finish what another began.
         """
