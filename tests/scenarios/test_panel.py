@@ -307,6 +307,7 @@ async def test_its_text_says_all_of_a_rich_instance(world: World) -> None:
     panel = await engine.panel(orders, "o-1")
     panel.entries.remove("transaction")
     panel.args = ()
+    child_id = f"{(await world.row(handle)).uid.hex()}.0.2"
     text = f"""\
 orders 'o-1': running
   arguments [Order(id='o-1', amount=3), '{"x" * 50}…
@@ -319,7 +320,7 @@ orders 'o-1': running
   ✗ 0 step insure → Declined: o-1  2025-06-15 15:06:41.000+00:00
   ✓ 1 step reserve → None (attempt 2)  2025-06-15 15:07:41.000+00:00
   ✓ 2 start child  2025-06-15 15:07:41.000+00:00
-  ✓ 3 wait child → 5  2025-06-15 15:07:41.000+00:00
+  ✓ 3 wait child '{child_id}' → 5  2025-06-15 15:07:41.000+00:00
   ✓ 4 receive bool 'approval' → True  2025-06-15 15:07:41.000+00:00
   • arrival → 7  2025-06-15 15:07:41.000+00:00
   … 2.0 step ship, failed attempts: 1, last: Declined: van is full {"x" * 57}…, next at 2025-06-15 16:07:41.000+00:00

@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Handle(Generic[R_co]):
     """One instance. In a flow every method is journaled; outside it asks the store.
 
-    From an engine's `start`, `result`, `state` and `exposed` are those of the life that was started, through all its
-    runs. All else is about the life that (flow, id) has when it is called.
+    From an engine, `result`, `state` and `exposed` are those of one life, through all its runs: of the one that `start`
+    started, or that `handle()` finds first. All else is about the life that (flow, id) has when it is called.
     """
 
     __slots__ = ("_outside", "_started", "_uid", "flow", "id")
@@ -52,6 +52,14 @@ class Handle(Generic[R_co]):
             return in_flow(f"handle.{what}()")
         return None
 
+    async def _life(self) -> tuple[Outside, bytes]:
+        """The engine, and the life that this handle is bound to: from now on, if it was to none."""
+        outside = self._outside
+        assert outside is not None  # noqa: S101  who is in a flow does not come here
+        if self._uid is None:
+            self._uid = await outside.life_of(self.flow, self.id)
+        return outside, self._uid
+
     async def result(self, *, timeout: Duration | None = None) -> R_co:
         """The instance's result, when it has ended. Waiting may be repeated, and cancelling or timing out cancels
         nothing.
@@ -67,8 +75,8 @@ class Handle(Generic[R_co]):
         limit = None if timeout is None else seconds(timeout)
         place = self._place("result")
         if place is None:
-            assert self._outside is not None  # noqa: S101
-            return await self._outside.result(self.flow, self.id, self._uid, limit)
+            outside, uid = await self._life()
+            return await outside.result(self.flow, self.id, uid, limit)
         operation: Any = place.run.wait(place, self._started, child=False, timeout=limit)
         try:
             return await finish(operation)
@@ -99,8 +107,8 @@ class Handle(Generic[R_co]):
         """
         place = self._place("state")
         if place is None:
-            assert self._outside is not None  # noqa: S101
-            return await self._outside.state_of(self.flow, self.id, self._uid)
+            outside, uid = await self._life()
+            return await outside.state_of(self.flow, self.id, uid)
         return await finish(place.run.read(place, "state", self.flow, self.id, None))
 
     @overload
@@ -116,8 +124,8 @@ class Handle(Generic[R_co]):
         """
         place = self._place("exposed")
         if place is None:
-            assert self._outside is not None  # noqa: S101
-            values = await self._outside.exposed_by(self.flow, self.id, self._uid)
+            outside, uid = await self._life()
+            values = await outside.exposed_by(self.flow, self.id, uid)
         else:
             values = cast("dict[str, Any]", await finish(place.run.read(place, "exposed", self.flow, self.id, key)))
         return (

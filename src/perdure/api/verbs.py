@@ -144,9 +144,7 @@ def patched(id: str, /) -> bool:
     return in_flow("patched()").run.patched(id)
 
 
-async def transaction(
-    work: Callable[[Tx, Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None
-) -> R:
+async def transaction(work: Callable[[Tx, Unpack[Ts]], Awaitable[R]], /, *args: Unpack[Ts], id: str | None = None) -> R:
     """`work(tx, *args)` has run on the flow's own database, and its writes are on disk together with its entry: once.
 
     Neither happens without the other, whatever crashes. The instance takes nothing else meanwhile, so keep it short: it

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from perdure.errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
 from perdure.model.records import Entry
-from perdure.model.writes import Answer, Batch, Write
+from perdure.model.writes import Answer, Batch, Continue, Create, Expose, Finish, PendingPut, Send, Write
 from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
@@ -86,6 +86,8 @@ class Committer:
         self._halted = False
         self._cut = False
         """Whether the last batch left writes behind that may be large."""
+        self._outside: set[int] = set()
+        """The `id` of each write under way that an outsider waits for."""
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
@@ -149,8 +151,10 @@ class Committer:
 
     def discard(self, uid: bytes) -> None:
         """What was written of this instance and is in no batch yet is not made."""
-        for i, write in enumerate(self._writes):
-            if write is not _NOTHING and whose(write) == uid:
+        first = self.position - len(self._writes) + 1
+        outside = {id(self._writes[number - first]) for number, _ in self._told if number >= first}
+        for i, owner in enumerate(_owners(self._writes, outside)):
+            if owner == uid:
                 self._writes[i] = _NOTHING
 
     def withdraw(self, write: Write) -> bool:
@@ -234,6 +238,8 @@ class Committer:
         return n
 
     async def _commit(self, writes: list[Write]) -> None:
+        end = self.durable + len(writes)
+        self._outside = {id(writes[number - self.durable - 1]) for number, _ in self._told if number <= end}
         try:
             answers = await self._until_done(writes)
         except LeaseLost as error:
@@ -340,7 +346,7 @@ class Committer:
         """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host
         says.
         """
-        groups = _by_instance(writes)
+        groups = _by_instance(writes, self._outside)
         if len(groups) == 1:
             return await self._refused(writes, error)
         answers: dict[int, Outcome] = {}
@@ -354,11 +360,11 @@ class Committer:
         """One instance's writes, or an outsider's: halved between entries until the culprit is alone. What the instance
         wrote after it was written in vain.
         """
-        entries = [i for i, write in enumerate(writes) if i and type(write) is Entry]
+        entries = [i for i, write in enumerate(writes) if i and isinstance(write, _BEGINS)]
         if not entries:
             for instead in self._host.refused(writes, error):
                 try:
-                    await self._until_done(instead, split=False)
+                    self._host.committed(instead, await self._until_done(instead, split=False))
                     break
                 except StoreRefused as again:
                     logger.error("what was to be written instead is refused too: %s", again)
@@ -371,6 +377,8 @@ class Committer:
 
 
 _NOTHING: Final[Any] = None
+_BEGINS: Final = (Entry, PendingPut, Expose, Finish, Continue)
+"""What the store may refuse by itself; other writes of an instance follow from the one before them."""
 
 
 def _aligned(writes: list[Write], answers: list[Answer]) -> list[Answer]:
@@ -403,8 +411,17 @@ def whose(write: Write) -> bytes | str:
     return pending.uid if pending is not None else (uid if uid is not None else f"outside {id(write)}")
 
 
-def _by_instance(writes: list[Write]) -> list[list[int]]:
+def _owners(writes: list[Write], outside: set[int]) -> list[bytes | str]:
+    """Whose each write is. What an instance does to others stands behind the entry that says so."""
+    owners: list[bytes | str] = []
+    for write in writes:
+        follows = isinstance(write, Send | Create) and id(write) not in outside and owners
+        owners.append(owners[-1] if follows else "" if write is _NOTHING else whose(write))
+    return owners
+
+
+def _by_instance(writes: list[Write], outside: set[int]) -> list[list[int]]:
     groups: dict[bytes | str, list[int]] = {}
-    for i, write in enumerate(writes):
-        groups.setdefault(whose(write), []).append(i)
+    for i, owner in enumerate(_owners(writes, outside)):
+        groups.setdefault(owner, []).append(i)
     return list(groups.values())

@@ -33,7 +33,6 @@ from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
 from perdure.engine.serving import registered, until_stopped
 from perdure.engine.settings import Settings
-from perdure.engine.waiters import Ended
 from perdure.errors import (
     AlreadyStarted,
     EngineClosed,
@@ -534,15 +533,19 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             raise InstanceNotFound(flow, id)
         return row
 
-    async def result(self, flow: str, id: str, uid: bytes | None, timeout: float | None) -> Any:
+    async def life_of(self, flow: str, id: str) -> bytes:
+        """The uid of the life that (flow, id) has now. Raises InstanceNotFound."""
+        return (await self._row(flow, id, None)).uid
+
+    async def result(self, flow: str, id: str, uid: bytes, timeout: float | None) -> Any:
         """See `Handle.result`."""
         member = self._check()
         if timeout is None:
-            state, outcome = await self._ended(member, flow, id, uid)
+            state, outcome = await member.waiters.ended(uid, flow, id)
         else:
             try:
                 async with asyncio.timeout(timeout):
-                    state, outcome = await self._ended(member, flow, id, uid)
+                    state, outcome = await member.waiters.ended(uid, flow, id)
             except TimeoutError:
                 raise TimeoutError(f"{flow} {id!r} has not ended within {timeout:g} s; it goes on") from None
         if state is State.FAILED:
@@ -550,16 +553,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         value = None if outcome is None else self._payloads.decode(outcome)
         return raise_outcome(flow, id, state, value, None)
 
-    async def _ended(self, member: Membership, flow: str, id: str, uid: bytes | None) -> Ended:
-        if uid is None:
-            uid = (await self._row(flow, id, None)).uid
-        return await member.waiters.ended(uid, flow, id)
-
-    async def state_of(self, flow: str, id: str, uid: bytes | None) -> State:
+    async def state_of(self, flow: str, id: str, uid: bytes) -> State:
         """See `Handle.state`."""
         return shown(await self._row(flow, id, uid))
 
-    async def exposed_by(self, flow: str, id: str, uid: bytes | None) -> dict[str, Any]:
+    async def exposed_by(self, flow: str, id: str, uid: bytes) -> dict[str, Any]:
         """See `Handle.exposed`."""
         row = await self._row(flow, id, uid)
         values: Mapping[str, bytes] = await self._store.exposed(row.uid)

@@ -289,7 +289,7 @@ class Execution:
         if self.again is None:
             self.again = entry
             self.seq = entry.seq
-            self.ops[entry.key].activate()
+            self.ops[entry.key].begin()
         if not self.completed:
             return False
         try:
@@ -310,10 +310,8 @@ class Execution:
             return
         self.journal.turn_page(entries, more=more)
         for entry in self.journal.entries:
-            if entry.kind in PUSHED:
-                continue
             op = self.ops.get(entry.key) or self.journal.dropped.get(entry.key)
-            if op is not None:
+            if op is not None and entry.kind not in PUSHED:
                 del self.journal.by_key[entry.key]
                 if not self._fits(op, entry):
                     return
@@ -532,12 +530,7 @@ class Execution:
         self._ahead = 0
         if self.stopped:
             return
-        if self.to_cancel:
-            cancel, self.to_cancel = self.to_cancel, []
-            for op in cancel:
-                if op.running is not None:
-                    self.host.cancel_step(op)
-            self.loop.wake()  # those that have ended by themselves meanwhile hold up the end no more
+        self.end_dropped()
         if self.running and any(op.state == DROPPED for op in self.running):
             return  # no step starts until the cancelled ones have ended; `StepOp.gone` wakes the loop, which looks again
         to_go, self.to_go = self.to_go, []
@@ -553,6 +546,15 @@ class Execution:
             self.host.start_step(op)
         if self.completed:
             self.loop.wake()
+
+    def end_dropped(self) -> None:
+        """Steps that the flow does not want any more are asked to end: that they are dropped is durable."""
+        if self.to_cancel:
+            cancel, self.to_cancel = self.to_cancel, []
+            for op in cancel:
+                if op.running is not None:
+                    self.host.cancel_step(op)
+            self.loop.wake()  # those that have ended by themselves meanwhile hold up the end no more
 
     # ------------------------------------------------------------ the end
 

@@ -52,11 +52,16 @@ SETTABLE: Final = frozenset({Kind.STEP, Kind.AGAIN, Kind.RECEIVE, Kind.WAIT, Kin
 """Kinds whose outcome can be replaced."""
 
 
+class Ambiguous(KeyError):
+    """More than one operation has that name."""
+
+
 def key_of(loaded: Loaded, id: str) -> str:
     """The key of the operation that people mean: an explicit id, a path such as `3` or `4.0`, or the only one of a name.
 
     Raises:
-        KeyError: nothing or more than one thing is meant.
+        KeyError: nothing is meant.
+        Ambiguous: more than one thing is.
     """
     keys = {entry.key for entry in loaded.entries if entry.kind not in PUSHED} | {row.key for row in loaded.pending}
     for key in ("=" + id, id):
@@ -67,7 +72,7 @@ def key_of(loaded: Loaded, id: str) -> str:
     if len(named) == 1:
         return named[0]
     if named:
-        raise KeyError(f"{len(named)} operations are named {id!r}: say which by its path, one of {', '.join(named)}")
+        raise Ambiguous(f"{len(named)} operations are named {id!r}: say which by its path, one of {', '.join(named)}")
     raise KeyError(
         f"there is no entry {id!r}; entries are: {', '.join(sorted(shown_id(key) for key in keys)) or 'none'}"
     )

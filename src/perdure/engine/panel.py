@@ -306,8 +306,8 @@ class Entries:
         loaded = self._panel.loaded
         try:
             key = mending.key_of(loaded, id)
-        except KeyError:
-            if outcome.remove:
+        except KeyError as error:
+            if outcome.remove or isinstance(error, mending.Ambiguous):
                 raise
             key = "=" + id
         entry = next((e for e in self._recorded() if e.key == key), None)

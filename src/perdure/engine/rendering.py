@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from perdure import codec
 from perdure.api.info import shown
 from perdure.clock import to_datetime
 from perdure.model.records import Entry, Kind, Loaded, MessageKind, Pending, State
@@ -54,6 +55,8 @@ def _entry(entry: Entry, payloads: Payloads) -> str:
         outcome = "" if entry.outcome is None else _value(payloads.show(entry.outcome))
     id = entry.key.removeprefix("=") or entry.kind
     what = f" {entry.kind} {entry.name}".rstrip() if entry.key else ""
+    if entry.kind == Kind.WAIT and entry.arguments:
+        what += f" {codec.decode(entry.arguments)[1]!r}"
     line = f"  {'  ' * depth}{mark} {_clean(id)}{_clean(what)}"
     if outcome:
         line += f" → {outcome}"

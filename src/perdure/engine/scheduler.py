@@ -41,8 +41,10 @@ from perdure.model.writes import (
     Finish,
     Finished,
     NotOwned,
+    PendingDrop,
     Release,
     Sent,
+    Take,
     Write,
 )
 from perdure.stores.contract import Store
@@ -91,6 +93,8 @@ class Scheduler:
         self._steps = StepRunner(self)
         self.start_step = self._steps.start
         self.cancel_step = self._steps.cancel
+        self.random = store.system.random
+        self.new_uid = store.system.new_uid
         self.write = committer.write
         """See `execution.Host`."""
         self._ready_loops: list[FlowLoop] = []
@@ -103,6 +107,7 @@ class Scheduler:
         """Messages for instances that are this replica's and not in memory yet."""
         self.claims = Claims(self, store, committer, timers)
         self._unloading = False
+        self._cutting: set[asyncio.Task[None]] = set()
         self._released: asyncio.Event | None = None
         self.blocked_count = 0
 
@@ -143,6 +148,7 @@ class Scheduler:
             execution.gate_open()
         elif self.draining or execution.leaving is not None:
             execution.gated = False
+            execution.end_dropped()
             self._try_release(execution)
         elif self.replica.safe_to_start():
             execution.gated = False
@@ -179,14 +185,6 @@ class Scheduler:
     def default_retry(self) -> Retry | None:
         """The engine's rule for steps that do not say."""
         return self.settings.default_retry
-
-    def random(self) -> float:
-        """For jitter."""
-        return self._store.system.random()
-
-    def new_uid(self) -> bytes:
-        """See `System.new_uid`."""
-        return self._store.system.new_uid()
 
     def new_instance(
         self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
@@ -359,6 +357,10 @@ class Scheduler:
             return False
         del self.suspending[uid]
         execution.stopped = False
+        execution.fire(self.now())  # what rang while it was frozen
+        if uid in self.missed:
+            self.missed.discard(uid)
+            self.claims.read_again(uid)
         self.settled(execution)  # it leaves after all, if what came does not wake it
         return True
 
@@ -371,12 +373,22 @@ class Scheduler:
         if execution.uid in self.suspending:
             return
 
-        def cut() -> None:
+        self.real.call_later(self.settings.drain, self._cut_off, execution)
+
+    def _cut_off(self, execution: Execution) -> None:
+        """The steps of who is asked for have had their time: they are ended, and it goes when they have."""
+
+        async def release() -> None:
+            tasks = self._steps.cut_off(execution)
+            if tasks:
+                await asyncio.wait(tasks, timeout=self.stall_limit)
             if self.resident.get(execution.uid) is execution:
-                self._steps.cut_off(execution)
                 self._try_release(execution, anyway=True)
 
-        self.real.call_later(self.settings.drain, cut)
+        if self.resident.get(execution.uid) is execution:
+            task = asyncio.Task(release(), loop=self.real)
+            self._cutting.add(task)
+            task.add_done_callback(self._cutting.discard)
 
     def _ended(self, finish: Finish) -> None:
         self._waiters.tell(finish.uid, finish.state, finish.outcome)
@@ -442,8 +454,6 @@ class Scheduler:
         self._steps.cut_off(execution)
         self._committer.discard(execution.uid)
         self.suspending.pop(execution.uid, None)
-        self.real.call_soon(self._forget, execution.uid)
-        self.real.call_soon(self._waiters.look)
         reason = self.payloads.encode_error(StoreRefused(str(error)), execution.flow.name)
         version, process = self.version_of(execution.instance.flow), self._store.system.process
         aside = Release(
@@ -452,7 +462,8 @@ class Scheduler:
         for write in writes:
             if isinstance(write, Entry) and write.kind not in PUSHED:
                 failed = replace(write, arguments=None, failed=True, outcome=reason)
-                return [[failed, Release(execution.uid, State.SCHEDULED, self.now())], [aside]]
+                done = [w for w in writes if isinstance(w, PendingDrop | Take)]
+                return [[failed, *done, Release(execution.uid, State.SCHEDULED, self.now())], [aside]]
             if isinstance(write, Finish):
                 return [[replace(write, state=State.FAILED, outcome=reason)], [aside]]
         return [[aside]]

@@ -10,7 +10,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure.engine.operations import ASKED, DELIVERED, Op
-from perdure.errors import CommitUnknown, LeaseLost, StepFailed, StoreUnavailable
+from perdure.errors import CommitUnknown, LeaseLost, StepFailed, StoreRefused, StoreUnavailable
 from perdure.model.records import Entry, Kind
 from perdure.model.tx import Tx
 
@@ -86,6 +86,7 @@ class TransactionOp(Op):
     def committed(self, entry: Entry) -> None:
         """The entry is on disk: it is delivered before anything else."""
         self.written = entry
+        self._value = None if entry.outcome is None else self.run.payloads.decode(entry.outcome)
         self._ended()
 
     def raised(self, error: BaseException) -> None:
@@ -134,9 +135,14 @@ async def transact(op: TransactionOp, store: Store, committer: Committer, replic
         except CommitUnknown as error:
             if error is op.own_error:
                 raise
-            found, _ = await _written(op, store)
-            if found:
-                return found[0]
+            found = await _written(op, store)
+            if found is not None:
+                return found
+        except StoreRefused as error:
+            found = None if error is op.own_error else await _written(op, store)
+            if found is None:
+                raise
+            return found  # what was thought lost came true after all
         except LeaseLost as error:
             if error is op.own_error:
                 raise
@@ -150,9 +156,12 @@ async def transact(op: TransactionOp, store: Store, committer: Committer, replic
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _written(op: TransactionOp, store: Store) -> tuple[list[Entry], bool]:
+async def _written(op: TransactionOp, store: Store) -> Entry | None:
+    """The transaction's entry, if it is on disk."""
     while True:
         try:
-            return await store.entries(op.run.uid, op.run.number, op.run.seq - 1)
+            found, _ = await store.entries(op.run.uid, op.run.number, op.run.seq - 1)
         except StoreUnavailable:
             await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return found[0] if found and found[0].key == op.key else None
