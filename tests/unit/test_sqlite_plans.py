@@ -87,7 +87,7 @@ def test_finding_what_is_in_rare_states_walks_over_nothing_else(
         ("writing.SEEN[64]", "inbox_mid (uid=? AND mid=?)"),
         ("editing.OPEN[64]", "inbox_mid (uid=? AND mid=?)"),
         ("editing.DELETE[2][64]", "inbox_mid (uid=?)"),
-        ("sending.EVICTED[64]", "inbox_evict (uid=?)"),
+        ("sending.EVICTED[64]", "inbox_untaken (uid=?)"),
         ("writing._LENGTH", "entry_seq (uid=? AND run=?)"),
         ("writing.OLD_ENTRIES[64]", "entry_seq (uid=? AND run=?)"),
         ("writing.OLD_MESSAGES[64]", "inbox_mid (uid=?)"),

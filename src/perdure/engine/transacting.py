@@ -23,13 +23,12 @@ logger = logging.getLogger("perdure")
 
 RETRY_SECONDS: Final = 0.2
 """So soon a transaction is tried again when the store was away."""
-_NOTHING: Final = object()
 
 
 class TransactionOp(Op):
     """See the module. While it runs its instance delivers nothing, so that the next seq is the transaction's own."""
 
-    __slots__ = ("_value", "args", "context", "opaque", "own_error", "work", "written")
+    __slots__ = ("args", "context", "opaque", "own_error", "work", "written")
     kind = Kind.TRANSACTION
 
     def __init__(
@@ -51,7 +50,6 @@ class TransactionOp(Op):
         """The entry, once it is on disk."""
         self.own_error: BaseException | None = None
         """What the work raised last: not the store's, even if it is of the store's classes."""
-        self._value: Any = _NOTHING
 
     def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         return self.run.payloads.today(recorded, self.opaque)
@@ -75,7 +73,7 @@ class TransactionOp(Op):
                 raise
             except BaseException as error:  # the work's own: it asks neither this task nor this program to end
                 raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
-            outcome, self._value = run.payloads.round_trip(value, self.name)
+            outcome, _ = run.payloads.round_trip(value, self.name)
             return Entry(
                 run.uid, run.number, seq, self.key, self.kind, self.name, self.arguments, self.digest, False, outcome,
                 1, started_at, at,
@@ -85,8 +83,7 @@ class TransactionOp(Op):
 
     def committed(self, entry: Entry) -> None:
         """The entry is on disk: it is delivered before anything else."""
-        self.written = entry
-        self._value = None if entry.outcome is None else self.run.payloads.decode(entry.outcome)
+        self.written, self.outcome = entry, entry.outcome
         self._ended()
 
     def raised(self, error: BaseException) -> None:
@@ -113,8 +110,7 @@ class TransactionOp(Op):
             return False
         del run.ops[self.key]
         self.state = DELIVERED
-        if not self.future.done():
-            self.future.set_result(self._value)
+        self.give()
         return True
 
 

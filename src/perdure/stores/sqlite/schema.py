@@ -54,7 +54,6 @@ create unique index inbox_mid on inbox(uid, mid);
 create unique index inbox_key on inbox(uid, key) where kind = 'message' and key is not null;
 create index inbox_untaken on inbox(uid) where open > 0;
 create index inbox_unseen on inbox(uid) where open = 1;
-create index inbox_evict on inbox(uid) where kind = 'evict' and open > 0;
 
 -- Messages for instances that do not exist yet.
 create table early(
