@@ -1,6 +1,6 @@
 """Perdure: durable execution for Python. The public face, and nothing else."""
 
-from perdure.api.current import Current, current, expose, exposed, get_logger, logger
+from perdure.api.current import Current, FlowMiddleware, current, expose, exposed, get_logger, logger
 from perdure.api.flow import AnyFlow, FlowFunction, flow
 from perdure.api.handle import Handle
 from perdure.api.info import Health, Info
@@ -64,7 +64,7 @@ from perdure.stores.contract import Store
 
 __all__ = [
     "AlreadyStarted", "AnyFlow", "Codec", "Cron", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine",
-    "EngineClosed", "Entries", "FlowCancelled", "FlowFailed", "FlowFunction", "ForkedEngine", "Handle",
+    "EngineClosed", "Entries", "FlowCancelled", "FlowFailed", "FlowFunction", "FlowMiddleware", "ForkedEngine", "Handle",
     "Health", "Inbox", "Info", "InitialState", "InstanceNotFound", "LeaseLost", "NonDeterminismError",
     "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported", "OutcomeUnknown",
     "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step",

@@ -1,4 +1,4 @@
-"""The one seam to the machine: clocks, random bytes, ids. Tests and simulation replace it whole, by `store.system`."""
+"""The one seam to the machine: clocks, threads, random bytes, ids. Simulation replaces it whole, by `store.system`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import secrets
 import struct
 import threading
+from collections.abc import Callable
 
 from perdure.clock import Clock
+from perdure.threads import Repeating, Threads
 
 
 class System:
@@ -38,6 +40,14 @@ class System:
         with self._lock:
             self._last = max(self._last + 1, int(self.clock.wall() * 1048576))
             return struct.pack(">Q", self._last) + self._tail
+
+    def threads(self, limit: int) -> Threads:
+        """Up to `limit` threads for sync steps."""
+        return Threads(limit)
+
+    def repeat(self, work: Callable[[], bool], pause: float, name: str) -> Repeating:
+        """`work` is called every `pause` seconds, beside the loop, until it gives False or the result is stopped."""
+        return Repeating(work, pause, name)
 
     def new_replica_id(self) -> str:
         """A name for a replica that was never used before: process id and random part."""

@@ -1,5 +1,5 @@
-"""Threads for sync steps, the seam to the machine's threads. They are daemons: one that never ends does not hold up
-the end of the process.
+"""The machine's threads: for sync steps, and for what is done again and again beside the loop. Reached by
+`store.system`. They are daemons: one that never ends does not hold up the end of the process.
 
 `concurrent.futures.ThreadPoolExecutor` would: the interpreter waits for its threads, whatever they do.
 """
@@ -56,6 +56,39 @@ class Threads:
                 return  # the loop has ended, and with it whoever waited
             del job, loop, future, work, result, error
             self._idle.release()
+
+
+class Repeating:
+    """A function that is called every so many seconds, or sooner when `hurry` asks, in a thread of its own."""
+
+    def __init__(self, work: Callable[[], bool], pause: float, name: str) -> None:
+        self._work = work
+        self._pause = pause
+        self._asked = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it may be called again, or has not returned yet."""
+        return self._thread.is_alive()
+
+    def hurry(self) -> None:
+        """It is called now; from any thread."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        """It is not called again; a call that runs is not waited for."""
+        self._stopping = True
+        self._asked.set()
+
+    def _repeat(self) -> None:
+        while True:
+            self._asked.wait(self._pause)
+            self._asked.clear()
+            if self._stopping or not self._work():
+                return
 
 
 def settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from perdure.api.scope import Place, in_flow, running_loop, scope
@@ -103,6 +104,16 @@ class Current:
             DoesNotFit: it is not of that type.
         """
         raise NotInFlow("current().progress() is a step's, and this is a flow's body: use a variable")
+
+
+class FlowMiddleware(Protocol):
+    """What is put around each attempt of a step (`Engine(step_middleware=[...])`); on the engine's loop, not journaled.
+
+    It gets who is called (`info.step`, `info.attempt`, `info.key`, ...), the positional arguments, and `next`, which runs
+    what is inside it. What it gives or raises is the attempt's outcome.
+    """
+
+    async def __call__(self, info: Current, args: tuple[Any, ...], next: Callable[..., Awaitable[Any]], /) -> Any: ...
 
 
 def current() -> Current:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from msgspec.structs import replace
 
 from perdure import codec
+from perdure.api.current import FlowMiddleware
 from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
 from perdure.api.handle import Handle, raise_outcome
 from perdure.api.info import Health, Info, shown
@@ -73,6 +74,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         retention: instances that ended so long ago are removed, and only remembered: none of their ids starts again.
         drain: how long running steps may go on when the engine ends, or when an instance is given up to be edited.
         retry: for steps that say nothing (never for at-most-once steps).
+        step_middleware: what is put around every attempt of a step, the first outermost: see `FlowMiddleware`.
         codec: compresses or encrypts all payloads.
         payload_limit: bytes of one argument list, result, message, exposed value or progress.
         version: identity of the code, by which instances stay with the code that ran them, and a blocked one knows code
@@ -96,6 +98,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         retention: Duration | None = None,
         drain: Duration = 30.0,
         retry: Retry | None = None,
+        step_middleware: Sequence[FlowMiddleware] = (),
         codec: codec.Codec | None = None,
         payload_limit: int = PAYLOAD_LIMIT,
         version: str | None = None,
@@ -120,6 +123,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             retention=None if retention is None else seconds(retention),
             version=version or "",
             default_retry=retry,
+            step_middleware=tuple(step_middleware),
         )
         self._payloads = Payloads(codec, payload_limit)
         self._pid = os.getpid()

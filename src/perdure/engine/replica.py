@@ -1,4 +1,4 @@
-"""Membership: joining, renewing the lease from a thread of its own, and noticing that the lease or the loop is gone.
+"""Membership: joining, renewing the lease beside the loop, and noticing that the lease or the loop is gone.
 
 It knows the store's leases and the loop's turns, nothing of flows.
 """
@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from perdure.engine.timers import EngineTime
 from perdure.errors import LeaseLost, StoreUnavailable
 from perdure.stores.contract import Store
+from perdure.threads import Repeating
 
 logger = logging.getLogger("perdure")
 
@@ -58,9 +59,7 @@ class Replica:
         self._real = asyncio.get_running_loop()
         self._safe_until = 0.0
         self._last_turn = self._clock.monotonic()
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._renewing: Repeating | None = None
         self._loop_thread = threading.get_ident()
         self._turn: asyncio.TimerHandle | None = None
         self._unwatch: Callable[[], None] = lambda: None
@@ -73,9 +72,8 @@ class Replica:
         self.epoch = await self._store.join(self.id, self.lease, self._flows)
         self._renewed(self._store.renew(self.id, self.lease), boot)
         self._turned()
-        self._unwatch = self._clock.on_move(self._wake.set)
-        self._thread = threading.Thread(target=self._renew_always, name="perdure-lease", daemon=True)
-        self._thread.start()
+        self._renewing = self._store.system.repeat(self._renew, self.lease / 4, "perdure-lease")
+        self._unwatch = self._clock.on_move(self._renewing.hurry)
 
     def safe_to_start(self) -> bool:
         """Whether the lease surely holds, by the boot-time clock: a process that was stopped sees it at once."""
@@ -87,15 +85,16 @@ class Replica:
 
     async def stop(self) -> None:
         """Nothing is renewed any more."""
-        self._stopping = True
-        self._wake.set()
         self._unwatch()
         self._unwatch = lambda: None
         if self._turn is not None:
             self._turn.cancel()
+        if self._renewing is None:
+            return
+        self._renewing.stop()
         until = self._clock.monotonic() + 5.0
         # Not by `to_thread`: at the end of the process no thread can be had any more.
-        while self._thread is not None and self._thread.is_alive() and self._clock.monotonic() < until:  # noqa: ASYNC110
+        while self._renewing.running and self._clock.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     # ------------------------------------------------------------ the loop turns
@@ -110,35 +109,33 @@ class Replica:
         self._time.measured(store_time, boot)
         self._safe_until = boot + self.lease * (1 - MARGIN)
 
-    def _renew_always(self) -> None:
-        while not self._stopping:
-            self._wake.wait(self.lease / 4)
-            self._wake.clear()
-            if self._stopping:
-                return
-            if self._is_stalled():
-                continue
-            boot = self._clock.boot()
-            try:
-                store_time = self._store.renew(self.id, self.lease)
-            except LeaseLost as error:
-                self.gone = True
-                self._tell(self._host.lost, error)
-                return
-            except StoreUnavailable as error:
-                logger.warning("the lease could not be renewed, tried again: %s", error)
-                continue
-            except Exception:
-                logger.exception("the lease could not be renewed, tried again")
-                continue
-            self._renewed(store_time, boot)
-            self._tell(self._host.renewed)
+    def _renew(self) -> bool:
+        """Whether the lease is to be renewed again."""
+        if self._is_stalled():
+            return True
+        boot = self._clock.boot()
+        try:
+            store_time = self._store.renew(self.id, self.lease)
+        except LeaseLost as error:
+            self.gone = True
+            self._tell(self._host.lost, error)
+            return False
+        except StoreUnavailable as error:
+            logger.warning("the lease could not be renewed, tried again: %s", error)
+            return True
+        except Exception:
+            logger.exception("the lease could not be renewed, tried again")
+            return True
+        self._renewed(store_time, boot)
+        return self._tell(self._host.renewed)
 
-    def _tell(self, callback: Callable[..., None], *args: Any) -> None:
+    def _tell(self, callback: Callable[..., None], *args: Any) -> bool:
+        """Whether the loop is there to be told."""
         try:
             self._real.call_soon_threadsafe(callback, *args)
-        except RuntimeError:  # the loop is closed
-            self._stopping = True
+        except RuntimeError:  # it is closed
+            return False
+        return True
 
     def _is_stalled(self) -> bool:
         """Whether the loop has not turned for the stall limit; names what blocks it, once."""

@@ -25,7 +25,7 @@ from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.settings import Settings
 from perdure.engine.stepping import StepOp
-from perdure.engine.steps import StepRunner
+from perdure.engine.steps import THREADS, StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.transacting import TransactionOp, transact
 from perdure.engine.waiters import Waiters
@@ -90,7 +90,7 @@ class Scheduler:
         self.flows = flows
         self.settings = settings
         self._read = read
-        self._steps = StepRunner(self)
+        self._steps = StepRunner(self, store.system.threads(THREADS), settings.step_middleware)
         self.start_step = self._steps.start
         self.cancel_step = self._steps.cancel
         self.random = store.system.random

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from perdure.api.current import FlowMiddleware
 from perdure.model.retry import Retry
 
 
@@ -20,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention: float | None
     version: str
     default_retry: Retry | None
+    step_middleware: tuple[FlowMiddleware, ...] = ()
 
     def __post_init__(self) -> None:
         if self.lease <= 0 or self.stall_limit <= 0:

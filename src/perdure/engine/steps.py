@@ -11,12 +11,12 @@ import asyncio
 import inspect
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from perdure import codec
-from perdure.api.current import Current
+from perdure.api.current import Current, FlowMiddleware
 from perdure.api.scope import running_loop, scope
 from perdure.engine.operations import ASKED, DROPPED, ReadOp
 from perdure.engine.stepping import StepOp
@@ -118,9 +118,10 @@ class Attempt(Current):
 class StepRunner:
     """See the module. One per engine."""
 
-    def __init__(self, host: StepHost) -> None:
+    def __init__(self, host: StepHost, threads: Threads, middleware: Sequence[FlowMiddleware]) -> None:
         self._host = host
-        self._threads = Threads(THREADS)
+        self._threads = threads
+        self._middleware = tuple(middleware)
         self.running: set[Attempt] = set()
         self._reads: set[asyncio.Task[None]] = set()
 
@@ -182,12 +183,12 @@ class StepRunner:
                 args, kwargs = op.args, op.kwargs
             if spec.timeout is not None:
                 self._arm(attempt, spec.timeout)
-            if spec.is_async:
+            if self._middleware:
+                value = await self._around(attempt, context, args, kwargs)
+            elif spec.is_async:
                 value = await spec.fn(*args, **kwargs)
             else:
                 value = await self._in_thread(attempt, context, spec.fn, args, kwargs)
-                if inspect.isawaitable(value):  # `lambda: client.get(url)`
-                    value = await value
             returns = spec.returns
             if returns is None or returns is type(None):
                 value = None
@@ -244,7 +245,7 @@ class StepRunner:
         """The result of `fn` in a thread. A cancelled thread is waited for up to `stall_limit`: it cannot be stopped."""
         work = self._threads.run(self._host.real, lambda: _call(attempt, context, fn, args, kwargs))
         try:
-            return await asyncio.shield(work)
+            value = await asyncio.shield(work)
         except asyncio.CancelledError:
             _, running = await asyncio.wait([work], timeout=self._host.stall_limit)
             if running:
@@ -255,6 +256,21 @@ class StepRunner:
             else:
                 _retrieve(work)
             raise
+        return await value if inspect.isawaitable(value) else value  # `lambda: client.get(url)` gives an awaitable
+
+    async def _around(self, attempt: Attempt, context: Context, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """What the outermost middleware makes of the step."""
+        spec = attempt.op.spec
+
+        async def work(*args: Any) -> Any:
+            if spec.is_async:
+                return await spec.fn(*args, **kwargs)
+            return await self._in_thread(attempt, context, spec.fn, args, kwargs)
+
+        call: Callable[..., Coroutine[Any, Any, Any]] = work
+        for middleware in reversed(self._middleware):
+            call = _inside(middleware, attempt, call)
+        return await call(*args)
 
     async def _read(self, op: ReadOp) -> None:
         run = op.run
@@ -298,6 +314,12 @@ class StepRunner:
                 if op.state != ASKED or op.run.stopped:
                     raise
                 await asyncio.sleep(READ_AGAIN_SECONDS)
+
+
+def _inside(
+    middleware: FlowMiddleware, attempt: Attempt, inner: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    return lambda *args: middleware(attempt, args, inner)
 
 
 def _call(attempt: Attempt, context: Context, fn: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar, overload
 
 from perdure import codec
+from perdure.api.current import FlowMiddleware
 from perdure.api.flow import AnyFlow, FlowFunction
 from perdure.api.handle import Handle
 from perdure.api.info import Health, Info
@@ -225,6 +226,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         retention: Duration | None = None,
         drain: Duration = 30.0,
         retry: Retry | None = None,
+        step_middleware: Sequence[FlowMiddleware] = (),
         codec: codec.Codec | None = None,
         payload_limit: int = PAYLOAD_LIMIT,
         version: str | None = None,
@@ -243,6 +245,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
             retention=retention,
             drain=drain,
             retry=retry,
+            step_middleware=step_middleware,
             codec=codec,
             payload_limit=payload_limit,
             version=version,
