@@ -4,7 +4,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from perdure import (
     AlreadyStarted,
     Cron,
+    Current,
     DoesNotFit,
     Engine,
     EngineClosed,
@@ -116,7 +117,7 @@ def test_every_option_reaches_the_engine() -> None:
     given = {
         "flows": [adds], "execute": False, "max_resident": 7, "unload_after": 3, "max_running": 8, "retention": 5, "drain": 9,
         "retry": Retry(attempts=2), "codec": Reversed(), "payload_limit": 1000, "version": "v", "lease": 11, "stall_limit": 4,
-        "kill_hung": True,
+        "kill_hung": True, "step_middleware": [passes_on],
     }  # fmt: skip
     names = {p.name for p in inspect.signature(Engine.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY}
     assert set(given) == names, "give the new option here too"
@@ -126,6 +127,10 @@ def test_every_option_reaches_the_engine() -> None:
         made, expected, default = SyncEngine(store, **options)._make(), Engine(store, **options), Engine(store)
         assert inside(made) == inside(expected), name
         assert inside(made) != inside(default), name
+
+
+async def passes_on(info: Current, args: tuple[Any, ...], next: Callable[..., Awaitable[Any]]) -> Any:
+    return await next(*args)
 
 
 class Reversed:
