@@ -35,6 +35,11 @@ def to_epoch(at: datetime) -> float:
 class Clock:
     """The machine's clocks. `wall` may be set by hand; `boot` only goes forward and counts suspended time."""
 
+    calm: float = 1.0
+    """So many times more rarely than usual it is looked for what may have been overlooked: virtual time that skips over
+    days must not stop at every second.
+    """
+
     def __init__(self) -> None:
         if type(self).boot is Clock.boot:  # it is read several times a step: spare the call through Python
             self.boot = functools.partial(time.clock_gettime, _BOOT)

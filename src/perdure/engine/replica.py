@@ -101,7 +101,7 @@ class Replica:
 
     def _turned(self) -> None:
         self._last_turn = self._clock.monotonic()
-        self._turn = self._real.call_later(min(0.5, self._stall_limit / 4), self._turned)
+        self._turn = self._real.call_later(min(0.5, self._stall_limit / 4) * self._clock.calm, self._turned)
 
     # ------------------------------------------------------------ the thread
 

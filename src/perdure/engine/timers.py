@@ -55,6 +55,7 @@ class Timers:
         self._real = real
         self._heap: list[Alarm] = []
         self._off = 0
+        self._look_again = LOOK_AGAIN * clock.calm
         self._number = itertools.count()
         self._bell: asyncio.TimerHandle | None = None
         self._bell_at = float("inf")
@@ -95,7 +96,7 @@ class Timers:
             self._bell, self._bell_at = None, float("inf")
             return
         self._bell_at = self._heap[0].when
-        self._bell = self._real.call_later(min(max(0.0, self._bell_at - self._now()), LOOK_AGAIN), self._ring)
+        self._bell = self._real.call_later(min(max(0.0, self._bell_at - self._now()), self._look_again), self._ring)
 
     def _ring(self) -> None:
         now = self._now()

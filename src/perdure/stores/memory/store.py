@@ -102,6 +102,13 @@ class MemoryStore:
             self._changed()
         return Reaped(tuple(taken))
 
+    def bury(self, replica: str) -> None:
+        """The replica is known to be dead, as the system knows of its own processes: others take over at once."""
+        with self._lock:
+            if (fence := self._fences.get(replica)) is not None:
+                fence.alive = False
+        self._changed()
+
     # -- writing
 
     async def commit(self, batch: Batch) -> list[Answer]:
