@@ -34,6 +34,7 @@ from perdure.errors import (
     EngineClosed,
     FlowCancelled,
     FlowFailed,
+    FlowWarning,
     ForkedEngine,
     InstanceNotFound,
     LeaseLost,
@@ -64,13 +65,13 @@ from perdure.stores.contract import Store
 
 __all__ = [
     "AlreadyStarted", "AnyFlow", "Codec", "Cron", "Current", "DoesNotFit", "DuplicateId", "Duration", "Engine",
-    "EngineClosed", "Entries", "FlowCancelled", "FlowFailed", "FlowFunction", "FlowMiddleware", "ForkedEngine", "Handle",
-    "Health", "Inbox", "Info", "InitialState", "InstanceNotFound", "LeaseLost", "NonDeterminismError",
-    "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported", "OutcomeUnknown",
-    "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State", "Step",
-    "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
+    "EngineClosed", "Entries", "FlowCancelled", "FlowFailed", "FlowFunction", "FlowMiddleware", "FlowWarning",
+    "ForkedEngine", "Handle", "Health", "Inbox", "Info", "InitialState", "InstanceNotFound", "LeaseLost",
+    "NonDeterminismError", "NotDurable", "NotEncodable", "NotInFlow", "NotOurs", "NotRegistered", "NotSupported",
+    "OutcomeUnknown", "Outdated", "Outgoing", "Panel", "PayloadTooLarge", "PerdureError", "Retry", "Spins", "State",
+    "Step", "StepFailed", "Store", "StoreCorrupt", "StoreFull", "StoreRefused", "StoreUnavailable", "Stream",
     "SyncEngine", "SyncHandle", "SyncPanel", "Tx", "UnknownType", "WaitsForNothing", "cancel", "capture",
     "continue_as_new", "current", "delay", "expose", "exposed", "flow", "get_logger", "handle", "logger",
-    "messages", "new_uuid", "now", "patched", "receive", "rng", "run", "send", "send_many", "start",
-    "start_many", "step", "transaction", "type_name",
+    "messages", "new_uuid", "now", "patched", "receive", "rng", "run", "send", "send_many", "start", "start_many",
+    "step", "transaction", "type_name",
 ]  # fmt: skip

@@ -8,7 +8,8 @@
     └─ engine and store:  StoreUnavailable (StoreFull), StoreCorrupt, NotOurs, NotSupported, Outdated, LeaseLost,
                           EngineClosed, CommitUnknown
 
-Each message says what is true, with the data, and what to do next; data that a program may want are attributes too.
+and one warning, `FlowWarning`. Each message says what is true, with the data, and what to do next; data that a program
+may want are attributes too.
 """
 
 from __future__ import annotations
@@ -205,3 +206,12 @@ class Outdated(PerdureError):
 
 class EngineClosed(PerdureError):
     """The engine is not running: it was closed or never entered with `async with`."""
+
+
+# ---------------------------------------------------------------- warnings
+
+
+class FlowWarning(UserWarning):
+    """A flow's code does what may go otherwise at a replay; given at that line when the process first replays the flow.
+    The text begins with the rule's code, as the lint says it: write what it ends with, or ignore it by Python's filters.
+    """

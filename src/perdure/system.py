@@ -15,6 +15,11 @@ from perdure.threads import Repeating, Threads
 class System:
     """What an engine takes from the machine that is not the database. One per store; safe to use from any thread."""
 
+    reads_sources: bool = True
+    """Whether a flow's source is looked through when it is first replayed: that happens once in a process, and what is
+    simulated must go alike each time.
+    """
+
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         self.process = f"{os.getpid()}-{self.random_bytes(6).hex()}"

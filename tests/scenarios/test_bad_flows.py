@@ -304,4 +304,4 @@ def test_every_error_is_of_one_tree() -> None:
 
     errors = [v for v in vars(perdure).values() if isinstance(v, type) and issubclass(v, BaseException)]
     assert len(errors) > 20
-    assert all(issubclass(e, PerdureError) and e.__doc__ for e in errors)
+    assert all(issubclass(e, PerdureError | Warning) and e.__doc__ for e in errors)

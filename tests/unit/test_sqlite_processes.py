@@ -17,7 +17,7 @@ from perdure.model.writes import Batch, Create
 from perdure.stores.sqlite import SqliteStore
 from perdure.stores.sqlite.replicas import write_lock_holder
 from perdure.system import System
-from tests.conformance.kit import MovableClock
+from perdure.testing.conformance.kit import MovableClock
 
 PEER = Path(__file__).with_name("sqlite_peer.py")
 LEASE = 10.0

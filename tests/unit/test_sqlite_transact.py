@@ -19,7 +19,7 @@ from perdure.model.tx import Tx
 from perdure.model.writes import Batch, Create, Created, Edited, Outdated
 from perdure.stores.sqlite import SqliteStore, schema, writing
 from perdure.system import System
-from tests.conformance.kit import Kit, MovableClock, again, suspend
+from perdure.testing.conformance.kit import Kit, MovableClock, again, suspend
 
 LIMIT = 20.0
 UID = (1).to_bytes(16, "big")

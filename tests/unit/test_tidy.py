@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "FlowCancelled",
     "FlowFailed",
     "FlowFunction",
+    "FlowWarning",
     "ForkedEngine",
     "Handle",
     "Health",

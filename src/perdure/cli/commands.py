@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import click
 from rich.console import Console
 from rich.text import Text
 
+from perdure.cli import check as checking
 from perdure.lint import command
 from perdure.lint.output import FORMATS, Format
 
@@ -27,6 +29,21 @@ def lint(paths: tuple[str, ...], form: Format, select: tuple[str, ...], ignore: 
     """What is wrong inside a flow, found in the source of PATH (files or folders; by default the current folder)."""
     say = _coloured if form == "text" else print
     sys.exit(command.run(paths, form, select, ignore, say))
+
+
+@perdure.command()
+@click.argument("engine", metavar="MODULE:ENGINE")
+@click.option("--database", metavar="URL", help=checking.DATABASE_HELP)
+@click.option("--flow", metavar="NAME", help=checking.FLOW_HELP)
+@click.option("--format", "form", type=click.Choice(checking.FORMATS), default="text", help=checking.FORMAT_HELP)
+def check(engine: str, database: str | None, flow: str | None, form: checking.Format) -> None:
+    """Which unfinished instances today's code would block.
+
+    Imports ENGINE of MODULE (an Engine, or a function that gives one) and replays what its database holds. The database
+    is only read; engines may run on it meanwhile.
+    """
+    say = functools.partial(print, file=sys.stdout)
+    sys.exit(checking.run(engine, database, flow, form, say))
 
 
 def _coloured(line: str) -> None:

@@ -93,7 +93,9 @@ class Claims:
     async def _read_page(self, execution: Execution) -> None:
         while not execution.stopped:
             try:
-                entries, more = await self._store.entries(execution.uid, execution.number, execution.journal.read)
+                entries, more = await self._store.entries(execution.uid, execution.number, execution.read)
+                execution.page(entries, more=more)
+                return
             except StoreUnavailable as error:
                 logger.warning("%r: its journal cannot be read now, tried again: %s", execution, error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -101,16 +103,13 @@ class Claims:
                 if not execution.stopped:  # else the store was closed meanwhile
                     execution.block(error)
                 return
-            else:
-                execution.page(entries, more=more)
-                return
 
     async def _look_for_work(self) -> None:
         thorough_at = self._now() + THOROUGH_SECONDS
         blocked_at = self._now()
         while not self._scheduler.draining:
             self._changed.clear()
-            wait = POLL_SECONDS
+            wait = POLL_SECONDS * self._store.system.clock.calm
             try:
                 if self.unsure:
                     await self._find_what_is_ours()
@@ -125,7 +124,7 @@ class Claims:
                     blocked_at = self._now() + (BLOCKED_SECONDS if await self._claim_blocked() else POLL_SECONDS)
                 if next_due is not None:
                     self.look_at(next_due)
-                self._scheduler.sweep()
+                self._scheduler.leaving.sweep()
             except Exception as error:
                 trace = None if isinstance(error, PerdureError) else error
                 logger.warning("work cannot be looked for now, tried again: %s", error, exc_info=trace)
@@ -139,18 +138,29 @@ class Claims:
 
     async def _find_what_is_ours(self) -> None:
         """After a lost answer: what a claim may have given to this replica is here, and no message was overlooked."""
-        await self._read_inboxes(list(self._scheduler.resident))
+        scheduler, replica = self._scheduler, self._scheduler.replica.id
+        await self._committer.settle()  # a claim whose answer was lost may be on its way still
+        await self._read_inboxes(list(scheduler.resident))
         rows: list[Instance] = []
+        ours: list[Instance] = []
         while True:
             rows = await self._store.find(
                 flow=None, states=[State.RUNNING], since=None, after=rows[-1].uid if rows else None, limit=CLAIM
             )
-            lost = [r for r in rows if r.owner == self._scheduler.replica.id and r.uid not in self._scheduler.resident]
-            before = [State.BLOCKED if r.reason is not None else State.SCHEDULED for r in lost]
-            await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
+            ours += [row for row in rows if row.owner == replica]
             if len(rows) < CLAIM:
                 break
+        await self._answered()  # what is being given back is ours still
         self.unsure = False
+        lost = [row for row in ours if row.uid not in scheduler.resident]
+        before = [State.BLOCKED if row.reason is not None else State.SCHEDULED for row in lost]
+        await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
+
+    async def _answered(self) -> None:
+        """What this replica has written until now is durable, and it has done here what it did there."""
+        written = self._committer.position
+        while self._committer.durable < written:  # noqa: ASYNC110  rare, and nobody waits for it
+            await asyncio.sleep(RETRY_SECONDS)
 
     def look_at(self, when: float) -> None:
         """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
@@ -182,16 +192,23 @@ class Claims:
     async def _read_wakeups(self) -> None:
         again, self._again = self._again, set()
         uids = [*await self._store.wakeups(self._scheduler.replica.id), *again]
+        if any(uid not in self._scheduler.resident for uid in uids):
+            await self._answered()  # it may have been created just now
         if uids:
             await self._read_inboxes(uids)
 
     async def _read_inboxes(self, uids: Iterable[bytes]) -> None:
-        for uid, messages in (await self._store.inbox(list(uids))).items():
-            execution = self._scheduler.resident.get(uid)
+        resident = self._scheduler.resident
+        asked = {uid: resident.get(uid) for uid in uids}
+        for uid, messages in (await self._store.inbox(list(asked))).items():
+            execution = resident.get(uid)
             if execution is None:
                 continue
-            if uid in self._scheduler.suspending:
-                self._scheduler.missed.add(uid)
+            if execution is not asked[uid]:
+                self.read_again(uid)  # what was read may have been taken by then, in the run before
+                continue
+            if uid in self._scheduler.leaving.suspending:
+                self._scheduler.leaving.missed.add(uid)
                 continue
             for message in messages:
                 execution.mailbox.admit(message)
@@ -241,8 +258,12 @@ class Claims:
                 uid = loaded.instance.uid
                 if loaded.more:
                     loaded = await self._up_to_its_beginning(loaded)
-                if loaded.instance.owner == self._scheduler.replica.id and uid not in self._scheduler.resident:
-                    self._run_claimed(before[uid], loaded, parents)
+                if loaded.instance.owner == self._scheduler.replica.id:
+                    if uid in self._scheduler.leaving.suspending:
+                        self.unsure = True  # claimed before the answer to its release has come: it is to be found then
+                        self._changed.set()
+                    elif uid not in self._scheduler.resident:
+                        self._run_claimed(before[uid], loaded, parents)
                 self._scheduler.early.pop(uid, None)
             await asyncio.sleep(0)  # they run before more journals are read
 

@@ -88,6 +88,8 @@ class Committer:
         """Whether the last batch left writes behind that may be large."""
         self._outside: set[int] = set()
         """The `id` of each write under way that an outsider waits for."""
+        self._unsettled: list[asyncio.Future[None]] = []
+        """Who waits until nothing that was sent can come late."""
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
@@ -96,9 +98,13 @@ class Committer:
         self._writes.append(write)
         self.position += 1
         if not self._scheduled:
+            self._wake()
+        return self.position
+
+    def _wake(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             self._real.call_soon(self._flush)
-        return self.position
 
     def write_and_tell(self, write: Write, told: Told) -> int:
         """As `write`; `told` is called with the answer when it is durable, or with the error if it never will be."""
@@ -148,6 +154,13 @@ class Committer:
         if writes:
             await done
         return answers
+
+    async def settle(self) -> None:
+        """Whatever this replica has sent with its epoch until now is done, or can never be."""
+        settled: asyncio.Future[None] = self._real.create_future()
+        self._unsettled.append(settled)
+        self._wake()
+        await settled
 
     def discard(self, uid: bytes) -> None:
         """What was written of this instance and is in no batch yet is not made."""
@@ -210,7 +223,7 @@ class Committer:
     # ------------------------------------------------------------ the batches
 
     def _flush(self) -> None:
-        if not self._writes or self._closed is not None or self._halted:
+        if not (self._writes or self._unsettled) or self._closed is not None or self._halted:
             self._scheduled = False
             self._idle.set()
             return
@@ -241,6 +254,8 @@ class Committer:
         end = self.durable + len(writes)
         self._outside = {id(writes[number - self.durable - 1]) for number, _ in self._told if number <= end}
         try:
+            if self._unsettled:
+                await self._settle_for_others()
             answers = await self._until_done(writes)
         except LeaseLost as error:
             self._task = None
@@ -341,6 +356,13 @@ class Committer:
                 logger.warning("the store cannot settle a commit now, tried again: %s", error)
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
+
+    async def _settle_for_others(self) -> None:
+        await self._settle()
+        settled, self._unsettled = self._unsettled, []
+        for each in settled:
+            if not each.done():
+                each.set_result(None)
 
     async def _split(self, writes: list[Write], error: StoreRefused) -> Sequence[Outcome]:
         """Halved by instance, in whole transactions, until the culprit is alone; that is replaced by what the host

@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from perdure.api.scope import NextRun
-from perdure.engine.operations import escaped
+from perdure.engine.operations import DROPPED, escaped
 from perdure.errors import NotEncodable, PayloadTooLarge, PerdureError
 from perdure.model.records import State
 from perdure.model.writes import Continue, Finish
@@ -22,7 +22,27 @@ UNLOAD_TURNS: Final = 50
 """So often an unloaded flow's tasks are cancelled before what does not end is left alone."""
 
 
-def cancel_rest(run: Execution) -> bool:
+def wind_up(run: Execution) -> bool:
+    """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs."""
+    if not run.ending:
+        run.ending = True
+        if _cancel_rest(run):
+            return True
+    return _close_generators(run)
+
+
+def end(run: Execution) -> bool:
+    """The outcome is written if everything inside has ended, and every step that was cancelled."""
+    if run.reading or run.rereading is not None or run.to_cancel:
+        return False
+    if any(op.state == DROPPED for op in run.running) or not all(t.done() for t in run.loop.tasks):
+        return False
+    run.stopped = True
+    run.host.finished(run, _outcome(run))
+    return True
+
+
+def _cancel_rest(run: Execution) -> bool:
     """The tasks that the main coroutine left are cancelled, as `asyncio.run` does. False: there is none.
 
     Except those that close a dropped generator (its last reference may go with the main coroutine): cancelled before
@@ -42,7 +62,7 @@ def _closes_generator(task: FlowTask) -> bool:
     return type(task.get_coro()).__name__ == "async_generator_athrow"
 
 
-def close_generators(run: Execution) -> bool:
+def _close_generators(run: Execution) -> bool:
     """When no task is left, generators that were not exhausted are being closed. False: there is none."""
     loop = run.loop
     if any(not task.done() for task in loop.tasks) or not loop.has_generators():
@@ -51,7 +71,7 @@ def close_generators(run: Execution) -> bool:
     return True
 
 
-def outcome(run: Execution) -> Finish | Continue:
+def _outcome(run: Execution) -> Finish | Continue:
     """How the run ended: what its main task returned or raised; or that the next run begins."""
     main, payloads, name = run.main, run.payloads, run.instance.flow
     assert main is not None  # noqa: S101

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from perdure import codec
 from perdure.api.current import FlowMiddleware
-from perdure.api.flow import AnyFlow, FlowFunction, name_of, unwrap
+from perdure.api.flow import AnyFlow, FlowFunction, name_of
 from perdure.api.handle import Handle, raise_outcome
 from perdure.api.info import Health, Info, shown
 from perdure.api.initial import InitialState
@@ -25,26 +25,19 @@ from perdure.api.outgoing import Outgoing
 from perdure.api.schedule import SCHEDULE, Cron, remove_schedule, schedule_flow, set_schedule
 from perdure.api.scope import outside_flow
 from perdure.clock import Duration, seconds, to_datetime, to_epoch
-from perdure.engine import collector, mending
+from perdure.engine import collector
 from perdure.engine.identity import code_identity
 from perdure.engine.membership import Membership
 from perdure.engine.names import check_name
-from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
+from perdure.engine.requests import Requests
 from perdure.engine.serving import registered, until_stopped
 from perdure.engine.settings import Settings
-from perdure.errors import (
-    AlreadyStarted,
-    EngineClosed,
-    ForkedEngine,
-    InstanceNotFound,
-    NotRegistered,
-    StoreUnavailable,
-)
-from perdure.model.records import Entry, Instance, Message, State
+from perdure.errors import EngineClosed, ForkedEngine, InstanceNotFound
+from perdure.model.records import Instance, State
 from perdure.model.retry import Retry
-from perdure.model.writes import Answer, Create, Existing, Send
+from perdure.model.writes import Answer, Create
 from perdure.stores.contract import Store
 from perdure.stores.open import open_store
 
@@ -143,6 +136,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         if self._execute:
             version = code_identity(self._settings.version or None)
             self._settings = replace(self._settings, version=version)
+        self._requests = Requests(self._payloads, self._flows, self._store.system, execute=self._execute)
         self._member = Membership(self._store, self._payloads, self._flows, self._settings)
         try:
             if self._execute:
@@ -165,9 +159,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         closed = EngineClosed("the engine was closed")
         try:
             await member.close(drain, closed)
-        except (
-            asyncio.CancelledError
-        ):  # the drain was cut short: nothing waits any more, but nobody keeps a lease for nothing
+        except asyncio.CancelledError:  # the drain was cut short: nothing waits any more, and no lease is kept
             await member.close(0.0, closed)
             raise
         finally:
@@ -197,32 +189,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             LeaseLost: another replica took over, and joining again has not succeeded yet.
         """
         member = self._check()
-        if member.lost_error is not None:
-            raise member.lost_error
-        begun = self._store.system.clock.monotonic()
-        await asyncio.sleep(0)
-        lag = self._store.system.clock.monotonic() - begun
-        try:
-            async with asyncio.timeout(seconds(timeout)):
-                await self._store.check()
-        except TimeoutError:
-            if not member.hung:
-                raise StoreUnavailable(f"the store has not answered within {seconds(timeout):g} s") from None
-        except StoreUnavailable:
-            if not member.hung:  # else what is seen says more: it names who holds the database
-                raise
-        replica, scheduler = member.replica, member.scheduler
-        running, parked = scheduler.counts() if scheduler is not None else (0, 0)
-        return Health(
-            replica=replica.id if replica is not None else "client",
-            lease_left=timedelta(seconds=replica.left() if replica is not None else 0.0),
-            paused=member.paused,
-            loop_lag=timedelta(seconds=lag),
-            running=running,
-            parked=parked,
-            blocked=scheduler.blocked_count if scheduler is not None else 0,
-            hung=member.hung,
-        )
+        return await member.health(seconds(timeout))
 
     def _check(self) -> Membership:
         if self._pid != os.getpid():
@@ -283,58 +250,13 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             NotEncodable, PayloadTooLarge, TypeError: the arguments cannot be kept, or do not fit the flow.
         """
         member = self._check()
-        write = self._create(member, flow, args, id, at, after)
+        write = self._requests.create(member, flow, args, id, at, after)
         if initial is not None:
-            write = self._with_initial(member, write, initial)
+            write = self._requests.with_initial(member, write, initial)
         return self._started(write, await member.committer.ask(write))
 
-    def _create(
-        self, member: Membership, flow: Any, args: tuple[Any, ...], id: str, at: datetime | None, after: Duration | None
-    ) -> Create:
-        check_name(id, "id")
-        function, positional = unwrap(self._flows.get(flow, flow) if isinstance(flow, str) else flow, args)
-        name = self._known(function)
-        if at is not None and after is not None:
-            raise TypeError("start() takes at= or after=, not both")
-        data, digest, opaque = self._payloads.arguments(positional, {}, f"arguments of {name}")
-        if opaque:
-            self._payloads.encode(list(positional), f"arguments of {name}")  # raises, and names the value
-        uid, now = self._store.system.new_uid(), member.now()
-        due = to_epoch(at) if at is not None else (now + seconds(after) if after is not None else None)
-        if due is None and member.scheduler is not None:
-            return member.scheduler.new_instance(uid, name, id, data, digest, None)
-        return Create(uid, name, id, data, digest, None, False, now if due is None else due, "", now, None)
-
-    def _with_initial(self, member: Membership, write: Create, initial: InitialState) -> Create:
-        entries: list[Entry] = []
-        for name, value in initial.entries.items():
-            check_name(name, "id")
-            failed = isinstance(value, BaseException)
-            if failed:
-                data = self._payloads.encode_error(value, name)
-            else:
-                data, _ = self._payloads.round_trip(value, f"initial {name!r}")
-            entries.append(mending.initial_entry(write.uid, -1 - len(entries), name, data, write.at, failed=failed))
-        messages = [self._message(member, write.flow, id=write.id, message=m) for m in initial.messages]
-        return replace(write, initial=tuple(entries), inbox=tuple(messages))
-
-    def _known(self, flow: FlowFunction[..., Any] | str) -> str:
-        if isinstance(flow, str):
-            if self._execute and flow not in self._flows:
-                known = ", ".join(sorted(self._flows.keys() - {SCHEDULE})) or "none"
-                raise NotRegistered(f"no flow {flow!r} is registered with this engine; registered are: {known}")
-            return flow
-        registered = self._flows.get(flow.name)
-        if registered is not None and registered is not flow:
-            raise NotRegistered(f"another flow is registered as {flow.name!r}; give one of them a name=")
-        return flow.name
-
     def _started(self, write: Create, answer: Answer) -> Handle[Any]:
-        if isinstance(answer, Existing):
-            if answer.digest != write.digest and not self._payloads.same_today(answer.arguments, write.digest):
-                raise AlreadyStarted(write.flow, write.id)
-            return Handle(write.flow, write.id, uid=answer.uid, outside=self)
-        return Handle(write.flow, write.id, uid=write.uid, outside=self)
+        return Handle(write.flow, write.id, uid=self._requests.started(write, answer), outside=self)
 
     @overload
     async def run(
@@ -379,7 +301,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             AlreadyStarted: of one of them, when all others are started.
         """
         member = self._check()
-        writes = [self._create(member, flow, item[1:], item[0], None, None) for item in items]
+        writes = [self._requests.create(member, flow, item[1:], item[0]) for item in items]
         answers = await member.committer.ask_all(writes)
         return [self._started(write, answer) for write, answer in zip(writes, answers, strict=True)]
 
@@ -404,29 +326,14 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def send_one(self, flow: str, id: str, message: object, key: str | None, name: str | None) -> None:
         """See `send`."""
         member = self._check()
-        await member.committer.ask(self._outgoing(member, flow, id, message, key, name))
-
-    def _outgoing(
-        self, member: Membership, flow: str, id: str, message: object, key: str | None, name: str | None
-    ) -> Send:
-        check_name(id, "id")
-        return Send(flow, id, self._message(member, flow, id, message, key, name))
-
-    def _message(
-        self, member: Membership, flow: str, id: str, message: object, key: str | None = None, name: str | None = None
-    ) -> Message:
-        if key is not None:
-            check_name(key, "key")
-        if name is not None:
-            check_name(name, "name")
-        body = self._payloads.encode(message, f"message to {flow} {id!r}")
-        return new_message(self._store.system.new_uid(), codec.tag_of(message), body, key, name, member.now())
+        await member.committer.ask(self._requests.send(member, flow, id, message, key, name))
 
     async def send_many(self, flow: AnyFlow | str, items: Iterable[Outgoing], /) -> None:
         """All messages are on disk. Not one transaction: give keys and repeat it after an error."""
         member = self._check()
         name = name_of(flow)
-        await member.committer.ask_all([self._outgoing(member, name, i.id, i.message, i.key, i.name) for i in items])
+        send = self._requests.send
+        await member.committer.ask_all([send(member, name, i.id, i.message, i.key, i.name) for i in items])
 
     async def cancel(self, flow: AnyFlow | str, id: str, reason: str | None = None, /) -> None:
         """The request to end is on disk. Nothing happens to an instance that has ended.
@@ -439,10 +346,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def cancel_one(self, flow: str, id: str, reason: str | None) -> None:
         """See `cancel`."""
         member = self._check()
-        check_name(id, "id")
-        body = None if reason is None else self._payloads.encode(reason, "reason")
-        row: Message = cancel_message(self._store.system.new_uid(), body, member.now())
-        answer: Any = await member.committer.ask(Send(flow, id, row))
+        answer: Any = await member.committer.ask(self._requests.cancel(member, flow, id, reason))
         if answer.uid is None:
             raise InstanceNotFound(flow, id)
 
@@ -519,7 +423,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             NotEncodable, PayloadTooLarge: the arguments cannot be kept.
         """
         member = self._check()
-        self._known(unwrap(self._flows.get(flow, flow) if isinstance(flow, str) else flow, args)[0])
+        self._requests.fitting(flow, args)
         await set_schedule(self, flow, when, args, id, to_datetime(member.now()))
 
     async def unschedule(self, id: str, /) -> None:

@@ -1,8 +1,7 @@
 """One resident instance: replays its journal into the flow loop, then gives every live outcome its place in the order.
 
 Decides and does no I/O: what it wants done (writes, steps, timers) it asks of its host. State has one owner: this
-object
-while it lives. The rules are design points of their own:
+object while it lives. The rules are design points of their own:
 - Completions queue; only an idle loop takes one, and then it gets its seq and flow time.
 - Replay is strict: at idle the lowest entry must be pushed or asked for, else mismatch, here and now.
 - Output (starting or cancelling a step, the next attempt, results) waits for `gate`: the latest write is durable.
@@ -13,9 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from perdure import codec
-from perdure.api.scope import Place, fresh_context, scope
-from perdure.engine import differences, ending
+from perdure.api.scope import Place, scope
+from perdure.engine import differences, ending, replaying
 from perdure.engine.calls import Calls
 from perdure.engine.due import Due
 from perdure.engine.host import Host
@@ -23,25 +21,13 @@ from perdure.engine.journal import Journal
 from perdure.engine.loop import FlowLoop, FlowTask, FlowTimer, salt
 from perdure.engine.mailbox import Mailbox
 from perdure.engine.names import check_name
-from perdure.engine.operations import (
-    ASKED,
-    DELIVERED,
-    DROPPED,
-    Op,
-    Pushed,
-    ReadOp,
-    TimerOp,
-    WaitOp,
-    begun_with,
-    mark,
-)
+from perdure.engine.operations import ASKED, DELIVERED, DROPPED, Op, Pushed, ReadOp, TimerOp, WaitOp
 from perdure.engine.payloads import Payloads
+from perdure.engine.rereading import Rereading
 from perdure.engine.stepping import StepOp
 from perdure.engine.transacting import TransactionOp
-from perdure.errors import (
-    DuplicateId,
-)
-from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message
+from perdure.errors import DuplicateId
+from perdure.model.records import Entry, Loaded, Message
 from perdure.model.writes import Expose, PendingDrop, Update, Write
 
 if TYPE_CHECKING:
@@ -61,11 +47,11 @@ class Execution:
     """See the module. Made from what the store has loaded; runs from plain callbacks of the real loop."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_ending", "_explicit", "_reading", "_stale", "again", "alarm", "asked",
-        "cancel_reason", "completed", "due_at", "exposed", "flow", "gate", "gated", "had_waited",
+        "__weakref__", "_ahead", "_explicit", "_stale", "again", "alarm", "asked",
+        "cancel_reason", "completed", "due_at", "ending", "exposed", "flow", "gate", "gated", "had_waited",
         "has_children", "host", "instance", "journal", "leaving", "live", "loop", "mailbox", "main", "number",
-        "ops", "parent", "parked_at", "payloads", "problem", "restarted", "root", "running", "schedule", "seq",
-        "stopped", "timers", "to_cancel", "to_go", "transaction", "uid", "waiting",
+        "ops", "parent", "parked_at", "payloads", "problem", "reading", "rereading", "restarted", "root", "running", "schedule",
+        "seq", "stopped", "timers", "to_cancel", "to_go", "transaction", "uid", "waiting",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915  the state of an instance, in one place
@@ -120,15 +106,18 @@ class Execution:
         """
         self.parent = parent
         self._ahead = 0
-        self._ending = False
+        self.ending = False
+        """Whether what the main coroutine left was cancelled."""
         self._stale = False
         """Whether `to_go` may hold what was dropped."""
         self._explicit: set[str] | None = None
         self.exposed: dict[str, bytes] = _NONE_EXPOSED
         self.journal = Journal(loaded)
         self.restarted = loaded.more or len(self.journal.entries) > 1
-        self._reading = False
+        self.reading = False
         """Whether the next page of the journal is being read."""
+        self.rereading: Rereading | None = None
+        """What a stream waits for that was just opened: nothing else is delivered meanwhile."""
         self.again: Entry | None = None
         """The entry whose step runs again now: nothing else is delivered meanwhile."""
         self.transaction: Op | None = None
@@ -149,43 +138,14 @@ class Execution:
         self.asked += 1
         journal = self.journal
         if journal.unordered and (entry := journal.unordered.get(key)) is not None:
-            self._give_unordered(op, entry)
+            replaying.give_unordered(self, op, entry)
             return op
         self.ops[key] = op
         if self.live:
             op.begin()
-            return op
-        entry = journal.by_key.pop(key, None)
-        if entry is not None and not self._fits(op, entry):
-            return op
-        if (entry is None or entry.kind == Kind.AGAIN) and key in journal.pending:
-            row = journal.pending.pop(key)
-            if not journal.agrees(op, row):
-                self.block(differences.other_call(self, op, f"{row.kind} {row.name} (begun)", "a pending operation"))
-                return op
-            assert isinstance(op, StepOp)  # noqa: S101  only steps have pending rows, and the kinds agree
-            op.resume(row)
+        elif journal.by_key or journal.pending:
+            replaying.recall(self, op)
         return op
-
-    def _give_unordered(self, op: Op, entry: Entry) -> None:
-        kind = op.kind if op.kind != Kind.TRANSACTION or entry.name else Kind.STEP
-        if entry.kind != kind or (entry.name and entry.name != op.name):
-            self.block(differences.other_call(self, op, f"{entry.kind} {entry.name}", "an entry that was put there"))
-            return
-        try:
-            op.restore(entry)
-        except Exception as error:  # a stored value that today's code cannot take
-            self.block(error)
-            return
-        if entry.failed:
-            mark(op.future.exception(), entry.seq)
-
-    def _fits(self, op: Op, entry: Entry) -> bool:
-        """Whether the entry is of what the code asks for; if not, the instance is blocked."""
-        if self.journal.agrees(op, entry):
-            return True
-        self.block(differences.other_call(self, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
-        return False
 
     def _explicit_key(self, id: str) -> str:
         check_name(id, "id")
@@ -222,9 +182,7 @@ class Execution:
             self.journal.drop(op)
             if isinstance(op, StepOp) and op.row:
                 self.write(PendingDrop(self.uid, self.number, op.key))
-            elif (
-                isinstance(op, WaitOp) and self.journal.position == len(self.journal.entries) and not self.journal.more
-            ):
+            elif isinstance(op, WaitOp) and self.journal.over:
                 op.dropped()  # after the last entry: what was written then may be lost, and is the same if it is not
 
     # ------------------------------------------------------------ delivering (called by the loop when it is idle)
@@ -233,15 +191,14 @@ class Execution:
         """See `loop.Owner`: one entry of the journal, or the next live outcome."""
         if self.stopped:
             return False
-        if self.main is not None and self.main.done() and self._wind_up():
+        if self.main is not None and self.main.done() and ending.wind_up(self):
             return True
+        if self.rereading is not None:
+            return self.rereading.give(self)
         if not self.live:
             journal = self.journal
-            if journal.position < len(journal.entries):
-                return self._replay(journal)
-            if journal.more:
-                self._read_on()
-                return False
+            if journal.more or journal.position < len(journal.entries):
+                return replaying.deliver(self, journal)
             if not self._go_live():
                 return False
         if self.transaction is not None and not (self.completed and self.completed[0] is self.transaction):
@@ -261,80 +218,28 @@ class Execution:
                 return False
         return False
 
-    def _replay(self, journal: Journal) -> bool:
-        entry = journal.next()
-        if entry.kind == Kind.AGAIN and entry.key in self.ops:
-            return self._run_again(entry)
-        op = None
-        if entry.kind not in PUSHED:
-            op = self.ops.pop(entry.key, None)
-            if op is None and entry.key not in journal.dropped:
-                self.block(differences.unasked_entry(self, entry))
-                return False
-        journal.advance()
-        self.seq = entry.seq + 1
-        self.loop.now = max(self.loop.now, entry.at)
-        try:
-            if op is not None:
-                op.restore(entry)
-            elif entry.kind in PUSHED:
-                self._push(entry)
-        except Exception as error:  # stored values or arguments that today's code cannot take
-            self.block(error)
-            return False
-        return True
-
-    def _run_again(self, entry: Entry) -> bool:
-        """The step whose outcome was removed runs, and its new outcome stands in the old one's place."""
-        if self.again is None:
-            self.again = entry
-            self.seq = entry.seq
-            self.ops[entry.key].begin()
-        if not self.completed:
-            return False
-        try:
-            return self.completed.pop(0).record()
-        except Exception as error:
-            self.block(error)
-            return False
-
-    def _read_on(self) -> None:
-        if not self._reading:
-            self._reading = True
+    def read_on(self) -> None:
+        """The next page of the journal comes to `page`; nothing is delivered meanwhile."""
+        if not self.reading:
+            self.reading = True
             self.host.read_on(self)
+
+    @property
+    def read(self) -> int:
+        """The entries above this seq are the page that is wanted."""
+        return self.journal.read if self.rereading is None else self.rereading.after
 
     def page(self, entries: list[Entry], *, more: bool) -> None:
         """The next page of the journal is here."""
-        self._reading = False
+        self.reading = False
         if self.stopped:
             return
-        self.journal.turn_page(entries, more=more)
-        for entry in self.journal.entries:
-            op = self.ops.get(entry.key) or self.journal.dropped.get(entry.key)
-            if op is not None and entry.kind not in PUSHED:
-                del self.journal.by_key[entry.key]
-                if not self._fits(op, entry):
-                    return
+        if self.rereading is None:
+            replaying.turn_page(self, entries, more=more)
+        elif not self.rereading.page(entries, more=more):
+            self.read_on()
+            return
         self.loop.wake()
-
-    def _push(self, entry: Entry) -> None:
-        if entry.kind == Kind.BEGUN:
-            self._begin(entry)
-        elif entry.kind == Kind.ARRIVAL:
-            assert entry.ref is not None  # noqa: S101  an arrival names a message
-            name = codec.decode(entry.arguments) if entry.arguments else None
-            self.mailbox.arrive(entry.ref, name, entry.outcome)
-        elif entry.kind == Kind.CANCEL:
-            if entry.ref is not None:
-                self.mailbox.forget_request(entry.ref)
-            self.cancel_main(self.payloads.decode(entry.arguments) if entry.arguments else None)
-
-    def _begin(self, entry: Entry) -> None:
-        if entry.arguments is not None:  # kept with the instance: replay must count turns as the first run did
-            self.loop.idle_turns = begun_with(entry.arguments)
-        args = self.payloads.decode(self.instance.arguments)
-        context = fresh_context(self.root, self.host.base_context)
-        self.main = self.loop.start_main(context.run(self.flow.body, *args), context)
 
     def _go_live(self) -> bool:
         """The journal is used up: what was asked for and is not in it begins, in the order of asking."""
@@ -491,7 +396,7 @@ class Execution:
         if self.stopped:
             return
         try:
-            if self.main is not None and self.main.done() and not self._reading and self._end():
+            if self.main is not None and self.main.done() and ending.end(self):
                 return
         except Exception as error:  # the outcome cannot be written
             self.block(error)
@@ -500,12 +405,13 @@ class Execution:
 
     def look(self) -> None:
         """The row says how the instance stands, and what waits for the disk waits at the gate."""
-        if self.stopped or self.loop.turning or self._reading:
+        if self.stopped or self.loop.turning or self.reading:
             return
         if self._stale:
             self._stale = False
             self.to_go = [op for op in self.to_go if op.state == ASKED]
-        busy = bool(self.to_go or self.to_cancel or self.running or self.completed)
+        rereading = self.rereading is not None
+        busy = bool(self.to_go or self.to_cancel or self.running or self.completed or rereading)
         if not busy and not self.ops and not self.mailbox.listening:
             self.block(problem := differences.waits_for_nothing(self))
             self.host.blocked(self, problem)
@@ -514,7 +420,7 @@ class Execution:
         if self.waiting == busy or (not busy and due_at != self.due_at):
             self.waiting, self.due_at = not busy, due_at
             self.write(Update(self.uid, not busy, due_at))
-        if self.to_go or self.to_cancel or self._ahead >= AHEAD_ENTRIES:
+        if self.to_go or self.to_cancel or rereading or self._ahead >= AHEAD_ENTRIES:
             self.want_gate()
         if not busy:
             self.host.settled(self)
@@ -530,7 +436,7 @@ class Execution:
         self._ahead = 0
         if self.stopped:
             return
-        self.end_dropped()
+        self.caught_up()
         if self.running and any(op.state == DROPPED for op in self.running):
             return  # no step starts until the cancelled ones have ended; `StepOp.gone` wakes the loop, which looks again
         to_go, self.to_go = self.to_go, []
@@ -547,36 +453,18 @@ class Execution:
         if self.completed:
             self.loop.wake()
 
-    def end_dropped(self) -> None:
-        """Steps that the flow does not want any more are asked to end: that they are dropped is durable."""
+    def caught_up(self) -> None:
+        """Everything that this instance wrote is durable, and what may happen then whether or not a step may begin:
+        steps that the flow does not want any more are asked to end; the journal is read for a stream.
+        """
+        if self.rereading is not None and not self.rereading.done:
+            self.read_on()
         if self.to_cancel:
             cancel, self.to_cancel = self.to_cancel, []
             for op in cancel:
                 if op.running is not None:
                     self.host.cancel_step(op)
             self.loop.wake()  # those that have ended by themselves meanwhile hold up the end no more
-
-    # ------------------------------------------------------------ the end
-
-    def _wind_up(self) -> bool:
-        """The main coroutine is done: what is left inside is ended, at the same place in every replay. True: it runs."""
-        if not self._ending:
-            self._ending = True
-            if ending.cancel_rest(self):
-                return True
-        return ending.close_generators(self)
-
-    def _end(self) -> bool:
-        """The outcome is written if everything inside has ended, and every step that was cancelled."""
-        if (
-            self.to_cancel
-            or any(op.state == DROPPED for op in self.running)
-            or not all(t.done() for t in self.loop.tasks)
-        ):
-            return False
-        self.stopped = True
-        self.host.finished(self, ending.outcome(self))
-        return True
 
     # ------------------------------------------------------------ what stops an execution
 

@@ -53,15 +53,23 @@ class Journal:
         if ordered:
             self.unordered = self.unordered | {entry.key: entry for entry in entries[:ordered]}
         self.entries = entries[ordered:] if ordered else entries
-        if fresh := {entry.key: entry for entry in self.entries if entry.kind not in PUSHED}:
-            self.by_key = self.by_key | fresh
+        for entry in self.entries:
+            if entry.kind not in PUSHED:
+                if self.by_key is _NO_ENTRY:
+                    self.by_key = {}
+                self.by_key[entry.key] = entry
         if entries:
             self.read = entries[-1].seq
 
     @property
     def used_up(self) -> bool:
         """Whether every entry was delivered and every pending operation asked for."""
-        return self.position == len(self.entries) and not self.more and not self.pending
+        return self.over and not self.pending
+
+    @property
+    def over(self) -> bool:
+        """Whether every entry was delivered."""
+        return self.position == len(self.entries) and not self.more
 
     def next(self) -> Entry:
         """The entry that is due."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from perdure import codec
 from perdure.engine.operations import ASKED, Pushed, ReceiveOp, WaitOp
+from perdure.engine.rereading import Rereading
 from perdure.errors import DoesNotFit, UnknownType
 from perdure.model.records import Kind, Message, MessageKind
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from perdure.engine.execution import Execution
 
 logger = logging.getLogger("perdure")
+
+KEPT_BYTES: Final = 64 * 1024
+"""So much of what was taken is kept, for a stream that may be opened later and reads from the run's beginning. Beyond
+that nothing is, and who opens one waits until the journal was read again: a flow that only takes messages, as most do,
+needs none of them twice. Replay counts alike and waits at the same place, so journals depend on this number.
+"""
+PLACE_BYTES: Final = 100
+"""So much a message counts beside its body."""
 
 
 class Held:
@@ -56,18 +65,24 @@ UNREADABLE: Any = object()
 class Mailbox:
     """See the module. Messages come in by `admit` once the execution is live, before that they wait in order."""
 
-    __slots__ = ("_arrived", "_held", "_named", "_receivers", "_run", "_stream_waiters", "open", "sequence", "waits")
+    __slots__ = ("_held", "_named", "_receivers", "_run", "_stream_waiters", "_taken", "_waits", "open", "sequence")
 
     def __init__(self, run: Execution, messages: list[Message]) -> None:
         self._run = run
-        self._held: dict[bytes, Held] = {m.mid: Held(m) for m in messages if m.kind != MessageKind.EVICT}
+        self._held: dict[bytes, Held] = _NONE_HELD
+        if messages:
+            self._held = {m.mid: Held(m) for m in messages if m.kind != MessageKind.EVICT}
         self._named: set[bytes] | None = None  # mids that entries name: not admitted again
-        self._receivers: dict[ReceiveOp, None] = {}
-        self.waits: dict[str, WaitOp] = {}
+        self._receivers: dict[ReceiveOp, None] = _NO_RECEIVERS
+        self._waits: dict[str, WaitOp] | None = None
         self.open = False
         """Whether a stream was opened: from then on every message is an arrival."""
-        self.sequence: list[tuple[str | None, bytes | None]] = []
-        """(name, body) of every message that an entry names, in the order of the entries: what streams read."""
+        self.sequence: list[tuple[str | None, bytes | None]] = _NOTHING
+        """(name, body) of every message that an entry names, in the order of the entries: what streams read. Empty
+        if it is too much and no stream was opened.
+        """
+        self._taken = 0
+        """How many bytes the sequence would have, until a stream is opened."""
         self._stream_waiters: list[asyncio.Future[None]] | None = None
 
     # ------------------------------------------------------------ coming in
@@ -80,12 +95,16 @@ class Mailbox:
             if message.name is not None:
                 self._run.host.hand_over(self._run, message.name)
             return
+        if self._held is _NONE_HELD:
+            self._held = {}
         held = self._held[message.mid] = Held(message)
         if self._run.live:
             self._offer(held)
 
     def go_live(self) -> None:
         """The journal is used up: cancel requests first, then messages in their order, are offered to those who wait."""
+        if not self._held:
+            return
         for held in self._held.values():
             if held.message.kind == MessageKind.CANCEL:
                 self._offer(held)
@@ -107,6 +126,13 @@ class Mailbox:
                 if self._matches(receiver, held):
                     self._reserve(receiver, held)
                     return
+
+    @property
+    def waits(self) -> dict[str, WaitOp]:
+        """Who waits for the answers of other instances, by key."""
+        if self._waits is None:
+            self._waits = {}
+        return self._waits
 
     def _answer(self, held: Held) -> None:
         message = held.message
@@ -133,6 +159,8 @@ class Mailbox:
                 return
             if op.failed:
                 return
+        if self._receivers is _NO_RECEIVERS:
+            self._receivers = {}
         self._receivers[op] = None
 
     def _matches(self, op: ReceiveOp, held: Held) -> bool:
@@ -207,10 +235,17 @@ class Mailbox:
         if self.open:
             return
         self.open = True
+        if self._taken > KEPT_BYTES:
+            self._run.rereading = Rereading(self._run.seq)
         if self._run.live:
             for held in list(self._held.values()):
                 if held.message.kind == MessageKind.MESSAGE and not self._is_named(held.message.mid):
                     self._run.complete(Pushed(self._run, Kind.ARRIVAL, held.message))
+
+    def read_again(self, sequence: list[tuple[str | None, bytes | None]]) -> None:
+        """What was not kept is there again, for the stream that was opened after it."""
+        self.sequence = sequence
+        self._tell_readers()
 
     def arrive(self, mid: bytes, name: str | None, body: bytes | None) -> None:
         """An arrival entry names the message; it stays for receives."""
@@ -241,7 +276,17 @@ class Mailbox:
         if self._is_named(mid):
             return
         self._remember(mid)
+        if not self.open:
+            self._taken += PLACE_BYTES + len(body or b"")
+            if self._taken > KEPT_BYTES:
+                self.sequence = _NOTHING
+                return
+        if self.sequence is _NOTHING:
+            self.sequence = []
         self.sequence.append((name, body))
+        self._tell_readers()
+
+    def _tell_readers(self) -> None:
         if self._stream_waiters:
             waiters, self._stream_waiters = self._stream_waiters, None
             for future in waiters:
@@ -257,3 +302,9 @@ class Mailbox:
     def count(self) -> int:
         """How many messages nobody took."""
         return sum(1 for held in self._held.values() if held.message.kind == MessageKind.MESSAGE)
+
+
+# What most flows have none of, shared and never changed: each would be 60 bytes a flow.
+_NONE_HELD: Final[dict[bytes, Held]] = {}
+_NO_RECEIVERS: Final[dict[ReceiveOp, None]] = {}
+_NOTHING: Final[list[tuple[str | None, bytes | None]]] = []

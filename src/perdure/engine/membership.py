@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 from perdure.api.flow import FlowFunction
-from perdure.api.info import shown
+from perdure.api.info import Health, shown
 from perdure.engine.committer import Committer, Outcome
 from perdure.engine.editing import Editor
 from perdure.engine.payloads import Payloads
@@ -28,7 +29,15 @@ logger = logging.getLogger("perdure")
 
 REAP_SECONDS: Final = 0.25
 """So often the other replicas are looked at."""
-JOIN_AGAIN_SECONDS: Final = 0.5
+JOIN_AGAIN_SECONDS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""So long it waits before it joins again: the first time not at all, then longer each time; the last one repeats. What
+makes it lose the lease may be there again at once.
+"""
+LASTED_SECONDS: Final = 60.0
+"""A membership that was lost later than that counts as the first one."""
+JOINS_IN: Final = "the lease was lost soon after joining, once more: it joins again in %g s"
+TRY_AGAIN_SECONDS: Final = 0.5
+"""If the store does not let it join, it is tried again so soon."""
 RETIRE: Final = 200
 """So many ended instances are removed at a time."""
 RETIRE_SECONDS: Final = 60.0
@@ -62,6 +71,9 @@ class Membership:
         self.editor = Editor(store, self.now, self._look_elsewhere)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._joined_at = float("-inf")
+        self._lost_soon = 0
+        """How many memberships in a row have not lasted."""
 
     async def execute(self) -> None:
         """A member of the store that runs flows; joins again whenever the lease is lost."""
@@ -86,6 +98,37 @@ class Membership:
             self.now, self._read,
         )  # fmt: skip
         self.scheduler.claims.start()
+        self._joined_at = self._store.system.clock.monotonic()
+
+    async def health(self, timeout: float) -> Health:
+        """See `Engine.health`."""
+        if self.lost_error is not None:
+            raise self.lost_error
+        clock = self._store.system.clock
+        begun = clock.monotonic()
+        await asyncio.sleep(0)
+        lag = clock.monotonic() - begun
+        try:
+            async with asyncio.timeout(timeout):
+                await self._store.check()
+        except TimeoutError:
+            if not self.hung:
+                raise StoreUnavailable(f"the store has not answered within {timeout:g} s") from None
+        except StoreUnavailable:
+            if not self.hung:  # else what is seen says more: it names who holds the database
+                raise
+        replica, scheduler = self.replica, self.scheduler
+        running, parked = scheduler.counts() if scheduler is not None else (0, 0)
+        return Health(
+            replica=replica.id if replica is not None else "client",
+            lease_left=timedelta(seconds=replica.left() if replica is not None else 0.0),
+            paused=self.paused,
+            loop_lag=timedelta(seconds=lag),
+            running=running,
+            parked=parked,
+            blocked=scheduler.leaving.blocked_count if scheduler is not None else 0,
+            hung=self.hung,
+        )
 
     def _blocking(self) -> str:
         return self.scheduler.blocking_step() if self.scheduler is not None else ""
@@ -200,25 +243,37 @@ class Membership:
         await old.stop()
         if scheduler is not None:
             scheduler.close()
+        pause = self._pause()
         while True:
             try:
                 await self._store.leave(old.id)  # nothing is left there if it was taken over
+                await asyncio.sleep(pause)
                 await self._join()
                 break
             except PerdureError as error:
                 logger.warning("joining again is tried until it succeeds: %s", error)
-                await asyncio.sleep(JOIN_AGAIN_SECONDS)
+                await asyncio.sleep(TRY_AGAIN_SECONDS)
         for (
             write,
             told,
         ) in committer.take_outside():  # what outsiders asked for needs no lease: it is made good under the new id
             self.committer.write_and_tell(write, told)
 
+    def _pause(self) -> float:
+        """Seconds to wait before joining again: none, unless the last memberships were lost soon after they began."""
+        if self._store.system.clock.monotonic() - self._joined_at >= LASTED_SECONDS:
+            self._lost_soon = 0
+        seconds = JOIN_AGAIN_SECONDS[min(self._lost_soon, len(JOIN_AGAIN_SECONDS) - 1)]
+        self._lost_soon += 1
+        if seconds:
+            logger.warning(JOINS_IN, seconds)
+        return seconds
+
     # ------------------------------------------------------------ the others
 
     async def _reap_always(self) -> None:
         while True:
-            await asyncio.sleep(REAP_SECONDS)
+            await asyncio.sleep(REAP_SECONDS * self._store.system.clock.calm)
             if self.lost_error is None:
                 await self._reap()
 

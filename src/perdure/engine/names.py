@@ -9,7 +9,8 @@ def check_name(text: str, what: str) -> None:
     """Nothing is wrong with the text as an id, key or name, which are stored as UTF-8.
 
     Raises:
-        ValueError: it has not 1 to 255 bytes in UTF-8, or holds a lone surrogate, which UTF-8 cannot say.
+        ValueError: it has not 1 to 255 bytes in UTF-8, or holds a lone surrogate, which UTF-8 cannot say, or NUL, which some
+            databases cannot keep.
         TypeError: it is not a str.
     """
     if not isinstance(cast("object", text), str):
@@ -20,3 +21,5 @@ def check_name(text: str, what: str) -> None:
         raise ValueError(f"{what} {text[:40]!r} is not text: {error.reason}") from None
     if not 1 <= size <= 255:
         raise ValueError(f"{what} has {size} bytes in UTF-8; 1 to 255 are possible: {text[:40]!r}…")
+    if "\0" in text:
+        raise ValueError(f"{what} {text[:40]!r} holds NUL, which some databases cannot keep; leave it out")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from perdure import codec
 from perdure.api.info import shown
 from perdure.clock import to_datetime
-from perdure.model.records import Entry, Kind, Loaded, MessageKind, Pending, State
+from perdure.model.records import Entry, Instance, Kind, Loaded, MessageKind, Pending, State
 
 if TYPE_CHECKING:
     from perdure.engine.payloads import Payloads
@@ -22,29 +23,41 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 def text_of(loaded: Loaded, payloads: Payloads) -> str:
     """The instance, in as many lines as it has entries, and some more."""
     row = loaded.instance
-    state = shown(row)
-    lines = [f"{_clean(row.flow)} {_clean(row.id)!r}: {state.value}" + (f", run {row.run}" if row.run else "")]
+    lines = [f"{clean(row.flow)} {clean(row.id)!r}: {shown(row).value}" + (f", run {row.run}" if row.run else "")]
     lines.append(f"  arguments {_value(payloads.show(row.arguments))}")
     if row.due_at is not None:
         lines.append(f"  goes on at {_time(row.due_at)}")
-    if state is State.BLOCKED and row.reason:
-        lines.append(f"  because {_clean(row.reason)}")
-    if row.outcome is not None and state is State.SUCCEEDED:
-        lines.append(f"  result {_value(payloads.show(row.outcome))}")
-    elif row.outcome is not None and state is State.FAILED:
-        lines.append(f"  error {_error(payloads, row.outcome)}")
-    lines += [_entry(entry, payloads) for entry in loaded.entries]
-    lines += [_pending(one, payloads) for one in loaded.pending]
-    for message in loaded.inbox:
-        if message.kind == MessageKind.MESSAGE:
-            body = None if message.body is None else payloads.show(message.body)
-            lines.append(f"  inbox: {_clean(message.type)} {_value(body)}")
+    lines += [f"  {line}" for line in outcome_of(row, payloads)]
+    for entry in loaded.entries:
+        when = "put there" if put_there(entry) else _time(entry.at)
+        lines.append(f"  {entry_of(entry, payloads)}  {when}")
+    lines += [f"  {pending_of(one, payloads, _time)}" for one in loaded.pending]
+    lines += [f"  {line}" for line in inbox_of(loaded, payloads)]
     return "\n".join(lines)
 
 
-def _entry(entry: Entry, payloads: Payloads) -> str:
+def outcome_of(row: Instance, payloads: Payloads) -> list[str]:
+    """Why it is blocked, or how it ended; nothing if it is neither."""
+    if row.state is State.BLOCKED and row.reason:
+        return [f"because {clean(row.reason)}"]
+    if row.outcome is None:
+        return []
+    if row.state is State.FAILED:
+        return [f"error {_error(payloads, row.outcome)}"]
+    if row.state is State.CANCELLED:
+        return [f"reason {_value(payloads.show(row.outcome))}"]
+    return [f"result {_value(payloads.show(row.outcome))}"]
+
+
+def put_there(entry: Entry) -> bool:
+    """Whether it did not happen at a time of its own: `InitialState` or a control panel put it there."""
+    return entry.seq < 0 and entry.kind != Kind.PATCHED
+
+
+def entry_of(entry: Entry, payloads: Payloads) -> str:
+    """What happened, without the time at which it did."""
     if entry.kind == Kind.PATCHED:
-        return f"  • patched {_clean(entry.name)}  {_time(entry.at)}"
+        return f"• patched {clean(entry.name)}"
     depth = 0 if entry.key.startswith("=") else entry.key.count(".")
     if entry.kind == Kind.AGAIN:
         mark, outcome = "↻", "runs again"
@@ -54,26 +67,33 @@ def _entry(entry: Entry, payloads: Payloads) -> str:
         mark = "✓" if entry.key else "•"
         outcome = "" if entry.outcome is None else _value(payloads.show(entry.outcome))
     id = entry.key.removeprefix("=") or entry.kind
-    what = f" {entry.kind} {entry.name}".rstrip() if entry.key else ""
+    name = "" if entry.name == entry.kind else entry.name
+    what = f" {entry.kind} {name}".rstrip() if entry.key else ""
     if entry.kind == Kind.WAIT and entry.arguments:
         what += f" {codec.decode(entry.arguments)[1]!r}"
-    line = f"  {'  ' * depth}{mark} {_clean(id)}{_clean(what)}"
+    line = f"{'  ' * depth}{mark} {clean(id)}{clean(what)}"
     if outcome:
         line += f" → {outcome}"
-    if entry.attempts > 1:
-        line += f" (attempt {entry.attempts})"
-    return f"{line}  {_time(entry.at)}" if entry.seq >= 0 else f"{line}  put there"
+    return f"{line} (attempt {entry.attempts})" if entry.attempts > 1 else line
 
 
-def _pending(row: Pending, payloads: Payloads) -> str:
-    line = f"  … {_clean(row.key.removeprefix('='))} {row.kind} {_clean(row.name)}"
+def pending_of(row: Pending, payloads: Payloads, when: Callable[[float], str]) -> str:
+    """What was begun and has no outcome yet; `when` says times."""
+    line = f"… {clean(row.key.removeprefix('='))} {row.kind} {clean(row.name)}"
     if row.attempt:
         line += f", failed attempts: {row.attempt}"
     if row.error is not None:
         line += f", last: {_error(payloads, row.error)}"
     if row.intent:
         line += ", begun (at most once)"
-    return line if row.next_at is None else f"{line}, next at {_time(row.next_at)}"
+    return line if row.next_at is None else f"{line}, next at {when(row.next_at)}"
+
+
+def inbox_of(loaded: Loaded, payloads: Payloads) -> list[str]:
+    """The messages that nobody took."""
+    messages = [message for message in loaded.inbox if message.kind == MessageKind.MESSAGE]
+    bodies = [None if message.body is None else payloads.show(message.body) for message in messages]
+    return [f"inbox: {clean(message.type)} {_value(body)}" for message, body in zip(messages, bodies, strict=True)]
 
 
 def _error(payloads: Payloads, data: bytes) -> str:
@@ -86,11 +106,11 @@ def _value(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    text = _clean(text)
+    text = clean(text)
     return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """No control characters: a stored text cannot steer the terminal that it is printed on."""
     return _CONTROL.sub(" ", text)
 

@@ -19,17 +19,18 @@ from perdure.engine import ending
 from perdure.engine.claiming import Claims
 from perdure.engine.committer import Committer, Outcome, whose
 from perdure.engine.execution import Execution
+from perdure.engine.first_replay import FirstReplays
+from perdure.engine.leaving import Leaving
 from perdure.engine.loop import FlowLoop
-from perdure.engine.operations import ASKED, ReadOp, begun
+from perdure.engine.operations import ReadOp, begun
 from perdure.engine.payloads import NO_DIGEST, Payloads
 from perdure.engine.replica import Replica
 from perdure.engine.settings import Settings
-from perdure.engine.stepping import StepOp
 from perdure.engine.steps import THREADS, StepRunner
 from perdure.engine.timers import Timers
 from perdure.engine.transacting import TransactionOp, transact
 from perdure.engine.waiters import Waiters
-from perdure.errors import PerdureError, StoreRefused
+from perdure.errors import StoreRefused
 from perdure.model.records import PUSHED, Entry, Instance, Kind, Loaded, Message, MessageKind, State
 from perdure.model.retry import Retry
 from perdure.model.writes import (
@@ -90,30 +91,29 @@ class Scheduler:
         self.flows = flows
         self.settings = settings
         self._read = read
-        self._steps = StepRunner(self, store.system.threads(THREADS), settings.step_middleware)
+        threads = store.system.threads(THREADS)
+        self._steps = StepRunner(self, threads, settings.step_middleware)
+        self._first_replays = FirstReplays(self.real, threads.run)
         self.start_step = self._steps.start
         self.cancel_step = self._steps.cancel
         self.random = store.system.random
         self.new_uid = store.system.new_uid
         self.write = committer.write
         """See `execution.Host`."""
+        self.schedule = self._schedule  # one bound method for all executions, which keep it
         self._ready_loops: list[FlowLoop] = []
         self._gated: list[Execution] = []
-        self._parked: dict[Execution, None] = {}
-        self.suspending: dict[bytes, Release | Continue] = {}
-        """Frozen until this write is durable."""
-        self.missed: set[bytes] = set()
         self.early: dict[bytes, list[Message]] = {}
         """Messages for instances that are this replica's and not in memory yet."""
         self.claims = Claims(self, store, committer, timers)
-        self._unloading = False
-        self._cutting: set[asyncio.Task[None]] = set()
-        self._released: asyncio.Event | None = None
-        self.blocked_count = 0
+        self.leaving = Leaving(self, committer, self._steps, store.system.process)
+        self.settled = self.leaving.settled
+        self.hand_over = self.leaving.hand_over
+        self.blocked = self.leaving.blocked
 
     # ------------------------------------------------------------ host of executions
 
-    def schedule(self, loop: FlowLoop, /) -> None:
+    def _schedule(self, loop: FlowLoop, /) -> None:
         """The flow's loop runs in the next turn of the real loop, together with all others that are ready."""
         self._ready_loops.append(loop)
         if len(self._ready_loops) == 1:
@@ -137,7 +137,7 @@ class Scheduler:
     def _interrupted(self, execution: Execution) -> None:
         """What a signal's handler raises is no outcome of the flow that it hit: that goes on from its journal."""
         execution.interrupted()
-        self._try_release(execution, anyway=True)
+        self.leaving.try_release(execution, anyway=True)
 
     def gate(self, execution: Execution) -> None:
         """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""
@@ -148,8 +148,8 @@ class Scheduler:
             execution.gate_open()
         elif self.draining or execution.leaving is not None:
             execution.gated = False
-            execution.end_dropped()
-            self._try_release(execution)
+            execution.caught_up()
+            self.leaving.try_release(execution)
         elif self.replica.safe_to_start():
             execution.gated = False
             execution.gate_open()
@@ -204,40 +204,11 @@ class Scheduler:
     def begun(self, uid: bytes, run: int, flow: str, version: str, now: float) -> Entry:
         return Entry(uid, run, 0, "", Kind.BEGUN, flow, begun(version), NO_DIGEST, False, None, 0, now, now)
 
-    def settled(self, execution: Execution) -> None:
-        """The execution waits and could be unloaded."""
-        parked = self._parked
-        parked.pop(execution, None)
-        parked[execution] = None
-        execution.parked_at = self.now()
-        self.claims.made_room()
-        if self.draining or execution.leaving is not None:
-            self._try_release(execution)
-        elif len(self.resident) > self.settings.max_resident and not self._unloading:
-            self._unloading = True
-            self.real.call_soon(self._unload_longest_waiting)
-
     def finished(self, execution: Execution, finish: Finish | Continue) -> None:
         """The run has ended; others learn of it when that is durable, and the next run begins then."""
         if isinstance(finish, Continue):
-            self.suspending[execution.uid] = finish
+            self.leaving.suspending[execution.uid] = finish
         self._committer.write(finish)
-
-    def blocked(self, execution: Execution, error: BaseException) -> None:
-        """The instance is set aside, visibly, with the reason; nothing of it is lost."""
-        uid = execution.uid
-        if uid in self.suspending or uid not in self.resident:
-            return
-        trace = None if isinstance(error, PerdureError) else error
-        logger.error("%r is blocked: %s", execution, error, exc_info=trace)
-        self.blocked_count += 1
-        execution.stopped = True
-        reason = f"{type(error).__name__}: {error}"
-        version = self.version_of(execution.instance.flow)
-        release = Release(uid, State.BLOCKED, None, (), reason, version, self._store.system.process, execution.leaving)
-        self.suspending[uid] = release
-        self._steps.cut_off(execution)
-        self._committer.write(release)
 
     # ------------------------------------------------------------ what the committer tells
 
@@ -252,7 +223,8 @@ class Scheduler:
             if answer is not None:
                 self._answered(write, answer)
             elif kind is Release:
-                self._dropped(write.uid, write)  # type: ignore[union-attr, arg-type]
+                self.leaving.released(write)  # type: ignore[arg-type]
+                self._waiters.look()
         self._open_gates()
 
     def _answered(self, write: Write, answer: Answer) -> None:
@@ -282,8 +254,8 @@ class Scheduler:
         if old is None:
             return
         before, parent, to = old.instance, old.parent, old.leaving
-        self.suspending.pop(uid, None)
-        self._forget(uid)
+        self.leaving.suspending.pop(uid, None)
+        self.forget(uid)
         if self.draining or to is not None:
             self._committer.write(Release(uid, State.SCHEDULED, self.now(), to=to))
             return
@@ -292,9 +264,7 @@ class Scheduler:
             failed_seq=None, version=write.version,
         )  # fmt: skip
         execution = self.spawn(Loaded(row, [write.begun], [], list(answer.inbox)), self.flows[row.flow], parent)
-        if uid in self.missed:
-            self.missed.discard(uid)
-            self.claims.read_again(uid)
+        self.leaving.read_what_was_missed(uid)
         for message in answer.inbox:
             if message.kind == MessageKind.EVICT:  # the row that would have told of it went with the old run
                 execution.mailbox.admit(message)
@@ -318,6 +288,8 @@ class Scheduler:
     def spawn(self, loaded: Loaded, flow: FlowFunction[..., Any], parent: tuple[str, str] | None = None) -> Execution:
         """The instance is resident and runs, from the next turn on."""
         execution = Execution(self, self.payloads, flow, loaded, parent)
+        if execution.restarted and self._store.system.reads_sources:
+            self._first_replays.look(flow)
         self.resident[execution.uid] = execution
         for message in self.early.pop(execution.uid, ()):
             execution.mailbox.admit(message)
@@ -331,8 +303,8 @@ class Scheduler:
         if sent.uid is None or not sent.new:
             return
         execution = self.resident.get(sent.uid)
-        if sent.uid in self.suspending and not self._withdrawn(sent.uid):
-            self.missed.add(sent.uid)
+        if sent.uid in self.leaving.suspending and not self.leaving.withdrawn(sent.uid):
+            self.leaving.missed.add(sent.uid)
         elif execution is not None:
             execution.mailbox.admit(sent.message)
         elif sent.owner is None:
@@ -342,74 +314,16 @@ class Scheduler:
         ):  # created by the same batch, or claimed and being loaded: `spawn` is to come
             self.early.setdefault(sent.uid, []).append(sent.message)
 
-    def _withdrawn(self, uid: bytes) -> bool:
-        """Whether the instance, which waited and was to leave memory, stays: its release is in no batch yet."""
-        release = self.suspending[uid]
-        execution = self.resident.get(uid)
-        if (
-            execution is None
-            or self.draining
-            or execution.leaving is not None
-            or not isinstance(release, Release)
-            or release.state is not State.SUSPENDED
-            or not self._committer.withdraw(release)
-        ):
-            return False
-        del self.suspending[uid]
-        execution.stopped = False
-        execution.fire(self.now())  # what rang while it was frozen
-        if uid in self.missed:
-            self.missed.discard(uid)
-            self.claims.read_again(uid)
-        self.settled(execution)  # it leaves after all, if what came does not wake it
-        return True
-
-    def hand_over(self, execution: Execution, to: str) -> None:
-        """The instance is given to that replica, to be edited there: as drain, for this one alone."""
-        if execution.leaving is not None:
-            return
-        execution.leaving = to
-        self._try_release(execution)
-        if execution.uid in self.suspending:
-            return
-
-        self.real.call_later(self.settings.drain, self._cut_off, execution)
-
-    def _cut_off(self, execution: Execution) -> None:
-        """The steps of who is asked for have had their time: they are ended, and it goes when they have."""
-
-        async def release() -> None:
-            tasks = self._steps.cut_off(execution)
-            if tasks:
-                await asyncio.wait(tasks, timeout=self.stall_limit)
-            if self.resident.get(execution.uid) is execution:
-                self._try_release(execution, anyway=True)
-
-        if self.resident.get(execution.uid) is execution:
-            task = asyncio.Task(release(), loop=self.real)
-            self._cutting.add(task)
-            task.add_done_callback(self._cutting.discard)
-
     def _ended(self, finish: Finish) -> None:
         self._waiters.tell(finish.uid, finish.state, finish.outcome)
-        self._forget(finish.uid)
+        self.forget(finish.uid)
 
-    def _dropped(self, uid: bytes, release: Release) -> None:
-        if self.suspending.get(uid) is release:
-            del self.suspending[uid]
-        self._forget(uid)
-        if release.due_at is not None:
-            self.claims.look_at(release.due_at)
-        if uid in self.missed:
-            self.missed.discard(uid)
-            self.claims.notice()
-        self._waiters.look()
-
-    def _forget(self, uid: bytes) -> None:
+    def forget(self, uid: bytes) -> None:
+        """The instance is not in memory any more."""
         execution = self.resident.pop(uid, None)
         if execution is None:
             return
-        self._parked.pop(execution, None)
+        self.leaving.gone(execution)
         self.claims.made_room()
         if execution.running:
             self._steps.cut_off(execution)
@@ -422,8 +336,6 @@ class Scheduler:
                 "%r was unloaded, and %d of its tasks swallow their cancellation (%s); they are kept, and never run again",
                 execution, len(left), ", ".join(t.get_name() for t in left),
             )  # fmt: skip
-        if self._released is not None and not self.resident:
-            self._released.set()
 
     def _open_gates(self) -> None:
         gated, self._gated = self._gated, []
@@ -453,12 +365,9 @@ class Scheduler:
         logger.error("%r: the store refuses its data: %s", execution, error)
         self._steps.cut_off(execution)
         self._committer.discard(execution.uid)
-        self.suspending.pop(execution.uid, None)
+        self.leaving.suspending.pop(execution.uid, None)
         reason = self.payloads.encode_error(StoreRefused(str(error)), execution.flow.name)
-        version, process = self.version_of(execution.instance.flow), self._store.system.process
-        aside = Release(
-            execution.uid, State.BLOCKED, None, (), f"StoreRefused: {error}", version, process, execution.leaving
-        )
+        aside = self.leaving.aside(execution, f"StoreRefused: {error}")
         for write in writes:
             if isinstance(write, Entry) and write.kind not in PUSHED:
                 failed = replace(write, arguments=None, failed=True, outcome=reason)
@@ -468,53 +377,15 @@ class Scheduler:
                 return [[replace(write, state=State.FAILED, outcome=reason)], [aside]]
         return [[aside]]
 
-    # ------------------------------------------------------------ unloading
-
-    def _unload_longest_waiting(self) -> None:
-        self._unloading = False
-        excess = len(self.resident) - len(self.suspending) - self.settings.max_resident
-        for execution in list(self._parked):
-            if excess <= 0:
-                break
-            if self.suspend(execution):
-                excess -= 1
-
-    def suspend(self, execution: Execution) -> bool:
-        """The waiting instance is handed to the committer as nobody's; frozen from now on. False: it is not waiting."""
-        uid = execution.uid
-        if not execution.waiting or execution.stopped or uid in self.suspending or execution.completed:
-            return False
-        if execution.due_at is not None and execution.due_at <= self.now():
-            return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
-        execution.stopped = True
-        version = self.version_of(execution.instance.flow)
-        release = Release(uid, State.SUSPENDED, execution.due_at, execution.mailbox.untaken(), version=version)
-        self.suspending[uid] = release
-        self._parked.pop(execution, None)
-        self._committer.write(release)
-        return True
-
     def evict(self, uid: bytes, why: str) -> None:
         """The instance is another's: dropped from memory, nothing is written."""
         execution = self.resident.get(uid)
-        self.suspending.pop(uid, None)
-        self.missed.discard(uid)
+        self.leaving.evicted(uid)
         if execution is not None:
             logger.warning("%r is dropped: %s", execution, why)
             execution.stopped = True
-            self._forget(uid)
+            self.forget(uid)
             self._waiters.look()
-
-    def sweep(self) -> None:
-        """Instances that have waited longer than `unload_after` leave memory."""
-        after = self.settings.unload_after
-        if after is None:
-            return
-        limit = self.now() - after
-        for execution in list(self._parked):
-            if execution.parked_at > limit:
-                break
-            self.suspend(execution)
 
     # ------------------------------------------------------------ the end
 
@@ -523,46 +394,7 @@ class Scheduler:
         self.draining = True
         if (looking := self.claims.stop()) is not None:
             await asyncio.gather(looking, return_exceptions=True)
-        self._released = asyncio.Event()
-        if not self.resident:
-            return
-        for execution in list(self.resident.values()):
-            self._try_release(execution)
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._released.wait()
-        except TimeoutError:
-            pass
-        tasks = self._steps.cut_off()
-        if tasks:
-            logger.warning(
-                "drain: %d steps did not end within %g s; they are cut off and begin again elsewhere",
-                len(tasks),
-                seconds,
-            )
-            await asyncio.wait(tasks, timeout=self.stall_limit)
-        for execution in list(self.resident.values()):
-            self._try_release(execution, anyway=True)
-        await self._committer.drained(self.settings.lease)
-
-    def _try_release(self, execution: Execution, *, anyway: bool = False) -> None:
-        """An instance without a running step is nobody's, to go on where its row says."""
-        uid = execution.uid
-        if uid in self.suspending or execution.stopped or (not anyway and (execution.running or execution.completed)):
-            return
-        for op in execution.to_go:
-            if isinstance(op, StepOp) and op.row and op.state == ASKED:
-                op.put_row()  # an intent of which it is known that nothing was begun
-        execution.stopped = True
-        waiting = execution.waiting and not execution.completed
-        state = State.SUSPENDED if waiting else State.SCHEDULED
-        seen = execution.mailbox.untaken() if waiting else ()
-        version = self.version_of(execution.instance.flow)
-        release = Release(
-            uid, state, execution.due_at if waiting else self.now(), seen, version=version, to=execution.leaving
-        )
-        self.suspending[uid] = release
-        self._committer.write(release)
+        await self.leaving.drain(seconds)
 
     def abandon(self) -> list[asyncio.Task[None]]:
         """The lease is lost: every execution and step here is dropped, nothing is written. Gives the steps' tasks."""
@@ -571,7 +403,7 @@ class Scheduler:
         tasks = self._steps.cut_off()
         for uid in list(self.resident):
             self.resident[uid].stopped = True
-            self._forget(uid)
+            self.forget(uid)
         self._waiters.look()
         return tasks
 

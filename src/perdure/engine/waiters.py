@@ -100,7 +100,7 @@ class Waiters:
                     await self._changed.wait()
                 pause = POLL_SECONDS[0]
             except TimeoutError:
-                pause = min(pause * 1.5, longest)
+                pause = min(pause * 1.5, longest * self._store.system.clock.calm)
         self._task = None
 
     def _look_at(self, uids: list[bytes], rows: list[Instance]) -> None:

@@ -36,6 +36,13 @@ def check(files: Mapping[str, str], folder: PurePath = _ROOT) -> Report:
     tree = Tree(files, folder)
     reader = Reader(tree)
     reach, state = Reach(reader), State(reader)
+    found = found_in(reader, reach, state)
+    findings = sorted([*tree.unreadable, *found], key=lambda f: (f.path, f.line, f.column, f.code))
+    return Report(findings, len(files), reach.flows)
+
+
+def found_in(reader: Reader, reach: Reach, state: State) -> list[Finding]:
+    """What every rule finds in the code that flows reach, each once, and not what is silenced there."""
     found: dict[tuple[str, int, int, str], Finding] = {}
     for code in reach.codes.values():
         kit = Kit(code, reader, reach, state)
@@ -44,5 +51,4 @@ def check(files: Mapping[str, str], folder: PurePath = _ROOT) -> Report:
                 if not code.module.silenced(flaw.node, flaw.code):
                     finding = code.module.finding(flaw.node, flaw.code, flaw.message, flaw.instead, code.calls)
                     found.setdefault((finding.path, finding.line, finding.column, finding.code), finding)
-    findings = sorted([*tree.unreadable, *found.values()], key=lambda f: (f.path, f.line, f.column, f.code))
-    return Report(findings, len(files), reach.flows)
+    return list(found.values())

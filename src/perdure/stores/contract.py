@@ -49,7 +49,7 @@ class Reaped(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """A database. Coroutines are called on one event loop; `renew` is called from a thread of the engine's.
 
-    Raises, from any method: `StoreUnavailable` (surely not done; try again), `StoreFull`, `StoreCorrupt`.
+    In a forked child every call raises `ForkedEngine`, at once. Raises, from any method: `StoreUnavailable` (surely not done; try again), `StoreFull`, `StoreCorrupt`.
     """
 
     system: System
@@ -57,8 +57,8 @@ class Store(Protocol):
     """Whether `transact` works here."""
 
     async def open(self) -> None:
-        """The schema is there and readable; refuses what is not ours, newer, read-only or damaged (`NotOurs`,
-        `StoreCorrupt`, ...).
+        """The schema is there and readable, also after a close; refuses what is not ours, newer, read-only or damaged
+        (`NotOurs`, `StoreCorrupt`, ...).
         """
         ...
 
@@ -70,7 +70,7 @@ class Store(Protocol):
 
     async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
         """A fence row (alive, with the replica's flow types and the identity of its code for each) and a lease of
-        `lease` seconds exist for the replica; gives its epoch.
+        `lease` seconds exist for the replica; gives its epoch. Joining once more gives the epoch that holds.
         """
         ...
 
@@ -151,7 +151,8 @@ class Store(Protocol):
 
         Raises:
             TimeoutError: it took longer; nothing was written.
-            LeaseLost: the fence does not hold; nothing was written.
+            LeaseLost: the fence does not hold, or the replica does not run the instance; nothing was written.
+            StoreRefused: the entry is there already; nothing was written.
             CommitUnknown: it may have been written: raise the epoch, then look for the entry.
         """
         ...

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 
 
 def open_store(url: str) -> Store:
-    """A store for the URL, not opened yet: `sqlite:///relative.db`, `sqlite:////absolute.db` or `memory://`.
+    """A store for the URL, not opened yet: `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://` or
+    `postgresql://user@host/database`.
 
     Raises:
         ValueError: no store is known for it.
+        NotSupported: its driver is not installed; the message says how to install it.
     """
     scheme, found, rest = url.partition("://")
     if found and scheme == "memory" and not rest.strip("/"):
@@ -23,4 +25,11 @@ def open_store(url: str) -> Store:
         from perdure.stores.sqlite import SqliteStore  # who stays in memory need not load a database
 
         return SqliteStore(rest[1:])
-    raise ValueError(f"{url!r} is no store; known are sqlite:///relative.db, sqlite:////absolute.db and memory://")
+    if found and scheme in ("postgresql", "postgres") and rest:
+        from perdure.stores.postgres import PostgresStore  # needs asyncpg
+
+        return PostgresStore(url)
+    raise ValueError(
+        f"{url!r} is no store; known are sqlite:///relative.db, sqlite:////absolute.db, memory:// and "
+        "postgresql://user@host/database"
+    )

@@ -7,7 +7,9 @@ when is decided by a `Weather`; here is what can.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import inspect
+import itertools
 import math
 import random
 from collections.abc import Callable, Coroutine
@@ -40,6 +42,10 @@ class Weather(Protocol):
         """The answer to the call, which `work` makes. May kill the process, lose the answer, or take its time."""
         ...
 
+    def renew(self, process: Process, work: Callable[[], float]) -> float:
+        """The answer to a renewal of the lease, which `work` makes."""
+        ...
+
     def notified(self, process: Process, notify: Callable[[], None]) -> None:
         """The process is told, or not, that somebody else has written."""
         ...
@@ -52,6 +58,10 @@ class Calm:
         """See `Weather`."""
         return await work()
 
+    def renew(self, process: Process, work: Callable[[], float]) -> float:
+        """See `Weather`."""
+        return work()
+
     def notified(self, process: Process, notify: Callable[[], None]) -> None:
         """See `Weather`."""
         notify()
@@ -62,34 +72,61 @@ class Cluster:
 
     Args:
         calm: see `Clock.calm`.
+        store: makes the store.
     """
 
-    def __init__(self, weather: Weather | None = None, seed: int = 0, calm: float = 1.0) -> None:
+    def __init__(
+        self,
+        weather: Weather | None = None,
+        seed: int = 0,
+        calm: float = 1.0,
+        store: Callable[[System], MemoryStore] = MemoryStore,
+    ) -> None:
         self.time = Time()
         self.calm = calm
+        self.seed = seed
         self.chance = random.Random(seed)
+        """Of two processes that could go on, it says which does."""
         self.weather: Weather = weather or Calm()
-        self.store = MemoryStore(ClusterSystem(self, None))
+        self.skew = 0.0
+        """How wrong the store's wall clock is, in seconds."""
+        self.store = store(ClusterSystem(self, None))
         self.processes: list[Process] = []
         """Those that live."""
         self.dead: list[Process] = []
+        self._coming: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = itertools.count()
 
     def now(self) -> float:
         """Epoch seconds, without anybody's error."""
         return BEGINNING + self.time.now
 
     def start(self, program: Callable[[Process], Coroutine[Any, Any, Any]], name: str | None = None) -> Process:
-        """A process lives and runs the program."""
+        """A process lives and runs the program. No two have the same name."""
         process = Process(self, name or f"process {len(self.processes) + len(self.dead) + 1}", program)
         self.processes.append(process)
         return process
 
-    def turn(self) -> Process | None:
-        """The process that has something to do soonest did it, at that time; None: none ever will."""
-        soonest = min((p.wakes_at for p in self.processes), default=math.inf)
+    def later(self, seconds: float, do: Callable[[], None]) -> None:
+        """This is done in so many seconds, by the network, the store or whatever else is no process."""
+        heapq.heappush(self._coming, (self.time.now + seconds, next(self._number), do))
+
+    def turn(self) -> Process | Cluster | None:
+        """Who has something to do soonest did it, at that time: a process, or the cluster; None: nobody ever will."""
+        soonest = math.inf
+        for process in self.processes:
+            if (wakes_at := process.wakes_at) < soonest:
+                soonest = wakes_at
+        coming = self._coming
+        if coming and coming[0][0] <= soonest:
+            at, _, do = heapq.heappop(coming)
+            self.time.now = max(self.time.now, at)
+            do()
+            return self
         if soonest == math.inf:
             return None
-        ready = [p for p in self.processes if p.wakes_at <= max(soonest, self.time.now)]
+        now = max(soonest, self.time.now)
+        ready = [p for p in self.processes if p.wakes_at <= now]
         process = ready[0] if len(ready) == 1 else self.chance.choice(ready)
         if soonest > self.time.now:
             self.time.move_to(soonest)
@@ -102,7 +139,7 @@ class Cluster:
             return
         self.processes.remove(process)
         self.dead.append(process)
-        process.connection.cut = True
+        process.alive = False
         process.loop.set_exception_handler(lambda loop, context: None)
         if known and (replica := process.replica) is not None:
             self.store.bury(replica)
@@ -129,6 +166,7 @@ class Process:
         self.system = ClusterSystem(cluster, self)
         self.connection = Connection(cluster.store, self)
         self.loop = VirtualLoop(cluster.time)
+        self.alive = True
         self.engine: Engine | None = None
         self.outcome: asyncio.Task[Any] = asyncio.Task(program(self), loop=self.loop)
 
@@ -140,7 +178,18 @@ class Process:
     @property
     def wakes_at(self) -> float:
         """When it has something to do."""
-        return max(self.loop.wakes_at, self.asleep_until)
+        wakes_at, asleep_until = self.loop.wakes_at, self.asleep_until
+        return wakes_at if wakes_at > asleep_until else asleep_until
+
+    def settle(self, future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        """What somebody else gives is there, for whoever waits for it in this process, if that lives."""
+        if not self.alive or future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+        self.loop.wakes_at = min(self.loop.wakes_at, self.cluster.time.now)
 
     @property
     def replica(self) -> str | None:
@@ -191,8 +240,6 @@ class Connection:
         self._store = store
         self._process = process
         self.system = process.system
-        self.cut = False
-        """The process is dead."""
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._store, name)
@@ -201,7 +248,7 @@ class Connection:
         process = self._process
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if self.cut:
+            if not process.alive:
                 raise LeaseLost("the process is dead")
             return await process.cluster.weather.call(process, name, args, lambda: real(*args, **kwargs))
 
@@ -210,15 +257,15 @@ class Connection:
 
     def renew(self, replica: str, lease: float) -> float:
         """See Store."""
-        if self.cut:
+        process = self._process
+        if not process.alive:
             raise LeaseLost("the process is dead")
-        return self._store.renew(replica, lease)
+        return process.cluster.weather.renew(process, lambda: self._store.renew(replica, lease))
 
     def on_change(self, notify: Callable[[], None]) -> None:
         """See Store."""
-        self._store.on_change(
-            lambda: None if self.cut else self._process.cluster.weather.notified(self._process, notify)
-        )
+        process = self._process
+        self._store.on_change(lambda: process.cluster.weather.notified(process, notify) if process.alive else None)
 
     async def close(self) -> None:
         """See Store; the tables stay."""
@@ -230,11 +277,10 @@ class ClusterClock(Clock):
     def __init__(self, cluster: Cluster, process: Process | None) -> None:
         self.calm = cluster.calm
         self._time = cluster.time
-        self._process = process
+        self._shown_by: Cluster | Process = process or cluster
 
     def wall(self) -> float:
-        skew = self._process.skew if self._process is not None else 0.0
-        return BEGINNING + self._time.now + skew
+        return BEGINNING + self._time.now + self._shown_by.skew
 
     def boot(self) -> float:
         return 1_000.0 + self._time.now
@@ -246,9 +292,18 @@ class ClusterClock(Clock):
 class ClusterSystem(System):
     """A process's machine: no thread, and all chance from the cluster's seed."""
 
+    reads_sources = False
+
     def __init__(self, cluster: Cluster, process: Process | None) -> None:
-        self._chance = random.Random(cluster.chance.random())
+        name = "the store" if process is None else process.name
+        self._chance = random.Random(f"{cluster.seed}/{name}")
+        self._replicas = 0
         super().__init__(ClusterClock(cluster, process))
+        self.process = name
+
+    def new_replica_id(self) -> str:
+        self._replicas += 1
+        return f"{self.process}/{self._replicas}"
 
     def random_bytes(self, n: int) -> bytes:
         return self._chance.randbytes(n)

@@ -5,15 +5,22 @@ Plays are made by `perdure.testing.plays`; here is which there are, and what the
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from perdure.api.flow import unwrap
 from perdure.api.handle import Handle
+from perdure.model.records import State
+from perdure.testing.blame import Watch
 from perdure.testing.loops import apart
-from perdure.testing.plays import Effects, Fault, Mode, Play, Script, Stuck, play
-from perdure.testing.report import report, where
+from perdure.testing.plays import Effects, Ending, Fault, Mode, Play, Script, play
+from perdure.testing.reach import Memory
+from perdure.testing.referred import referred
+from perdure.testing.report import Difference, line_in, report
+from perdure.testing.stubs import Stubs
+from perdure.testing.vain import Stuck
 
 if TYPE_CHECKING:
     from typing import TypeVarTuple, Unpack
@@ -43,20 +50,25 @@ async def crash_everywhere(
     messages: Iterable[object] = (),
     drive: Callable[[Handle[R]], Awaitable[object]] | None = None,
     effects: Any = None,
+    stubs: Mapping[Any, Callable[..., Any]] | None = None,
     same: Callable[[Any, Any], bool] | None = None,
+    check: Callable[[Ending], object] | None = None,
     crashes: int = 1,
     duplicates: bool = False,
 ) -> R:
     """A crash at any point of the flow makes no difference; gives the result of the run without one.
 
-    The flow runs once undisturbed, in virtual time on a store in memory, and then once for every commit of that run and
-    every way of failing there: killed before the commit, killed after it, the commit done and reported as unknown, the
-    lease lost right before it. After each a fresh engine (or the same, if it lives) goes on from the journal. Compared are
-    the outcome, what is exposed, and `effects`. One more run unloads the flow at every wait, so that it is replayed then.
+    The flow runs undisturbed, in virtual time on a store in memory, and then once for every commit of that run and every
+    way of failing there: killed before the commit, killed after it, the commit done and reported as unknown, the lease
+    lost right before it; and killed at every wait inside a step. After each a fresh engine (or the same, if it lives)
+    goes on from the journal. One more run unloads the flow at every wait, so that it is replayed then. Compared are the
+    outcome, what is exposed, and `effects`.
 
-    Steps run for real, once more wherever a crash makes them: let them work on something that the test can look at. All
-    runs are in this process: what it holds in memory, globals included, is there after a crash, unlike a real one. A
-    step that waits for sockets is waited for in real time; sync steps run where the loop runs.
+    Steps run for real, once more wherever a crash makes them: let them work on something that the test can look at, or
+    stub them. All runs are in this process. Data in globals that the flow's own code changes, and no step, is put back
+    before each "process" begins, as a new one would have it, and caches that it fills are emptied; what steps change is
+    the outside world, and stays. A step that waits for sockets is waited for in real time; sync steps run where the loop
+    runs.
 
     Args:
         flow: the flow; children that it names are found by themselves.
@@ -65,73 +77,142 @@ async def crash_everywhere(
             sleep (virtual time), send, look. It begins anew after a crash, so its messages want a `key`.
         effects: what the steps have done to the world, as a list, dict or set (or several, in a tuple): it is emptied
             before every run and compared after it, lists without regard to order. Or a pair (reset, look) of functions.
+        stubs: what is done instead of steps, or of functions given to `capture` and `transaction`: by these, or names.
         same: whether two results (or errors) are as good as each other; by default they must be equal.
+        check: instead of comparing anything: called with how each run ended, and raises AssertionError if that is wrong.
         crashes: 2: also a second crash at every point of what follows the first (the runs are squared).
         duplicates: messages are sent without keys, so that a sender that begins anew sends them again.
 
     Raises:
         PromiseBroken: with the point, the difference, the line to blame and both timelines.
         Stuck: the undisturbed run does not end by itself: a message is missing, or it is blocked.
-        The error of `drive`, if it raises.
+        The flow's own error, if it fails in every run; and what `drive` raises.
     """
     function, positional = unwrap(flow, args)
     if isinstance(function, str):
         raise TypeError(f"crash_everywhere needs the flow itself, not its name {function!r}")
     if crashes not in (1, 2):
         raise ValueError(f"crashes={crashes}: 1 or 2")
-    script = Script(function, positional, tuple(messages), drive, Effects.of(effects), duplicates)
-    return await apart(lambda: _everywhere(script, same or _equal, crashes))
+    if same is not None and check is not None:
+        raise ValueError("check= compares nothing: give same= or check=, not both")
+    known, world = Stubs() if stubs else None, Effects.of(effects)
+    for step, fake in (stubs or {}).items():
+        cast("Stubs", known).put(step, fake=fake)
+    memory = Memory(referred(function), (*world.given, drive, check))
+    script = Script(function, positional, tuple(messages), drive, world, known, duplicates, memory)
+    try:
+        return await _Trial(script, same or _equal, check).run(crashes)
+    finally:
+        memory.forget()
 
 
-def _everywhere(script: Script, same: Callable[[Any, Any], bool], crashes: int) -> Any:
-    calm = play(script, ())
-    if calm.stuck is not None:
-        raise Stuck(f"{script.flow.name} does not end without any crash: {calm.stuck}")
-    for faults, unload in _plans(script, calm, crashes):
-        crashed = play(script, faults, unload=unload)
-        why = difference(calm, crashed, same)
+@dataclass(frozen=True)
+class _Trial:
+    """All plays of one script."""
+
+    script: Script
+    same: Callable[[Any, Any], bool]
+    check: Callable[[Ending], object] | None
+
+    async def run(self, crashes: int) -> Any:
+        """Gives the result of the first play, or raises its error. Between plays other tasks of the loop get their turn."""
+        script, memory = self.script, self.script.memory
+        watch = Watch(memory.look, lines=False) if memory else None
+        calm = await apart(lambda: play(script, watch=watch, loud=True))
+        if calm.ending is None:
+            raise Stuck(f"{script.flow.name} does not end without any crash: {calm.stuck}")
+        if script.stubs is not None and (unused := script.stubs.unused()):
+            ran = ", ".join(dict.fromkeys(call.name for call in calm.calls)) or "none"
+            raise ValueError(f"stubs for {', '.join(unused)}: no such step ran; those that did: {ran}")
+        if self.check is not None:
+            self.check(calm.ending)
+        memory.learn(calm.changes)
+        await self._compare(calm, second := await self._play(), ())
+        await self._compare(calm, await self._play(unload=True), (), unload=True)
+        points = range(1, second.commits[0] + 1)
+        faults = [(Fault(1, point, mode),) for point in points for mode in ONE_CRASH]
+        faults += [(Fault(1, point, "inside"),) for point in range(1, second.waits[0] + 1)]
+        for one in faults:
+            await self._compare(calm, await self._play(one), one)
+        for first in [Fault(1, point, "before") for point in points] if crashes == 2 else []:
+            for point in range(1, (await self._play((first,))).commits[1] + 1):
+                two = (first, Fault(2, point, "before"))
+                await self._compare(calm, await self._play(two), two)
+        if calm.ending.error is not None:
+            raise calm.ending.error
+        return calm.ending.result
+
+    async def _play(self, faults: tuple[Fault, ...] = (), *, unload: bool = False) -> Play:
+        try:
+            return await apart(lambda: play(self.script, faults, unload=unload))
+        except Exception as error:
+            error.add_note(f"It was raised in a run with {', '.join(map(str, faults)) or 'no crash'}, and not in the first.")
+            raise
+
+    async def _compare(
+        self, calm: Play, other: Play, faults: tuple[Fault, ...], *, unload: bool = False
+    ) -> None:
+        why = self._difference(calm, other)
         if why is not None:
-            raise _broken(script, faults, unload, why)
-    if calm.error is not None:
-        raise calm.error
-    return calm.result
+            raise await apart(lambda: self._broken(why, faults, unload))
+
+    def _difference(self, calm: Play, crashed: Play) -> Difference | None:
+        """What a crash has changed; None: nothing."""
+        was, now = calm.ending, crashed.ending
+        assert was is not None  # noqa: S101  or it would be stuck
+        if crashed.swallows:
+            return Difference(
+                "it cannot be unloaded: a task of it swallows its cancellation",
+                line=crashed.swallows, because="Let CancelledError out: except Exception, or raise at the end.",
+            )  # fmt: skip
+        if now is None:
+            return Difference(f"it does not end any more: {crashed.stuck}", line=line_in(crashed.stuck or ""))
+        if self.check is not None:
+            try:
+                self.check(now)
+            except AssertionError as error:
+                said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+                return Difference(f"check says: {said}", _outcome(now), _outcome(was))
+        elif (other := self._other_ending(was, now)) is not None:
+            return other
+        return _other_arguments(crashed)
+
+    def _other_ending(self, was: Ending, now: Ending) -> Difference | None:
+        if now.state is not was.state:
+            return Difference("it ends in another way", _outcome(now), _outcome(was))
+        pair = (was.result, now.result) if was.error is None else (was.error, now.error)
+        if not self.same(*pair):
+            return Difference("its result is another", _outcome(now), _outcome(was))
+        if now.exposed != was.exposed:
+            return Difference("it exposes something else", repr(now.exposed), repr(was.exposed))
+        if not _alike(was.effects, now.effects):
+            return Difference("its effects are others", repr(now.effects), repr(was.effects))
+        return None
+
+    def _broken(self, why: Difference, faults: tuple[Fault, ...], unload: bool) -> PromiseBroken:
+        """Both runs are played once more, looking at every line, so that the report can name one."""
+        script, memory = self.script, self.script.memory
+
+        def traced(faults: tuple[Fault, ...], unload: bool) -> Play:
+            return play(script, faults, unload=unload, watch=Watch(lambda: (script.effects.look(), memory.kept())))
+
+        calm, crashed = traced((), unload=False), traced(faults, unload=unload)
+        point = ", then ".join(crashed.faults)
+        point = point or ("unloaded at every wait" if unload else "run once more without any crash")
+        text, lines = report(referred(script.flow), point, why, calm, crashed, memory.names())
+        return PromiseBroken(text, point=point, lines=lines)
 
 
-def _plans(script: Script, calm: Play, crashes: int) -> Iterator[tuple[tuple[Fault, ...], bool]]:
-    yield (), True
-    for point, mode in itertools.product(range(1, calm.commits[0] + 1), ONE_CRASH):
-        yield (Fault(1, point, mode),), False
-    if crashes == 2:
-        for point in range(1, calm.commits[0] + 1):
-            first = Fault(1, point, "before")
-            for second in range(1, play(script, (first,)).commits[1] + 1):
-                yield (first, Fault(2, second, "before")), False
-
-
-def difference(calm: Play, crashed: Play, same: Callable[[Any, Any], bool]) -> str | None:
-    """What a crash has changed, in words; None: nothing."""
-    if crashed.stuck is not None:
-        return f"it does not end any more: {crashed.stuck}"
-    if crashed.state != calm.state:
-        return f"it has {_outcome(crashed)}, and without a crash it has {_outcome(calm)}"
-    if calm.error is not None:
-        if not same(calm.error, crashed.error):
-            return f"it has {_outcome(crashed)}, and without a crash it has {_outcome(calm)}"
-    elif not same(calm.result, crashed.result):
-        return f"its result is {crashed.result!r}, and without a crash {calm.result!r}"
-    if calm.exposed != crashed.exposed:
-        return f"it exposes {crashed.exposed!r}, and without a crash {calm.exposed!r}"
-    if not _alike(calm.effects, crashed.effects):
-        return f"its effects are {crashed.effects!r}, and without a crash {calm.effects!r}"
-    return _other_arguments(crashed)
-
-
-def _other_arguments(crashed: Play) -> str | None:
+def _other_arguments(crashed: Play) -> Difference | None:
     """A step that ran again got what it had got before: its key tells the other side that it is the same."""
-    first: dict[str, tuple[Any, ...]] = {}
-    for name, key, args in crashed.calls:
-        if first.setdefault(key, args) != args:
-            return f"step {name} ran again with the arguments {args!r}, and the first time with {first[key]!r}"
+    first: dict[str, Any] = {}
+    for call in crashed.calls:
+        before = first.setdefault(call.key, call)
+        if before.digest != call.digest:
+            return Difference(
+                f"step {call.name} ran again with other arguments, and the other side takes it for the same",
+                repr(call.args), repr(before.args), "at first", key=call.key,
+            )  # fmt: skip
     return None
 
 
@@ -150,20 +231,13 @@ def _alike(a: Any, b: Any) -> bool:
     return not left
 
 
-def _outcome(play: Play) -> str:
-    return f"{play.state}" + (f" with {play.error!r}" if play.error is not None else "")
+def _outcome(ending: Ending) -> str:
+    if ending.state is State.SUCCEEDED:
+        return repr(ending.result)
+    return f"{ending.state.value} with {ending.error!r}"
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, BaseException):
         return type(a) is type(b) and str(a) == str(b)
     return bool(a == b)
-
-
-def _broken(script: Script, faults: tuple[Fault, ...], unload: bool, why: str) -> PromiseBroken:
-    """Both runs are played once more, looking at every line, so that the report can name one."""
-    calm = play(script, (), traced=True)
-    crashed = play(script, faults, unload=unload, traced=True)
-    point = where(faults, unload=unload)
-    text, lines = report(script.flow.name, point, why, calm, crashed)
-    return PromiseBroken(text, point=point, lines=lines)

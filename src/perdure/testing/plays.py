@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -19,45 +21,55 @@ from perdure.api.current import Current
 from perdure.api.flow import AnyFlow
 from perdure.api.handle import Handle
 from perdure.api.outgoing import Outgoing
+from perdure.api.scope import running_loop
 from perdure.engine.engine import MAX_RESIDENT, Engine
 from perdure.engine.execution import Execution
-from perdure.engine.payloads import Payloads
+from perdure.engine.scheduler import Scheduler
 from perdure.engine.steps import Attempt
-from perdure.errors import CommitUnknown, FlowCancelled, FlowFailed
+from perdure.errors import CommitUnknown, FlowCancelled, FlowFailed, LeaseLost, OutcomeUnknown
 from perdure.model.records import Entry, Kind, State
-from perdure.model.writes import Batch
-from perdure.testing.blame import Change, changes, waits_at
+from perdure.model.writes import Batch, Continue, Create, Expose, Finish, PendingPut, Release, Send
+from perdure.testing.blame import Change, Watch, waits_at
 from perdure.testing.cluster import Calm, Cluster, Killed, Process
-from perdure.testing.reach import flows_of
+from perdure.testing.inside import FlowsStore, Inside
+from perdure.testing.reach import Memory
+from perdure.testing.referred import referred
+from perdure.testing.stage import ID, ROOT, Fact, OutsideEngine, SteadySystem, Waiting, hang_up
+from perdure.testing.stubs import Stubs
 
 T = TypeVar("T")
 
-Mode = Literal["before", "after", "unknown", "lease"]
-"""Killed before the commit; killed after it; it is done and reported as unknown; the lease is lost right before it."""
+Mode = Literal["before", "after", "unknown", "lease", "inside"]
+"""Killed before the commit; killed after it; it is done and reported as unknown; the lease is lost right before it.
+`inside`: killed while a step waits, and then the point is which of the steps' waits.
+"""
 
-ID: Final = "crashed"
 CENTURY: Final = 100 * 365 * 86400.0
-CALM: Final = 1e6
-PATIENCE: Final = 2_000
+CALM: Final = 1e9
+PATIENCE: Final = 5_000
 """So many turns in which nothing is written, and then nothing is expected any more."""
-
-
-class Stuck(AssertionError):
-    """The flow does not end, and nothing that could make it will happen."""
+COMMITS: Final = 5_000
+"""Who has made so many commits does not end."""
+RESOLUTION: Final = 1e-6
+"""Seconds that the loops take for no time. asyncio's own nanosecond is lost in a float after some months of virtual time."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What goes wrong at which commit (from 1) of which life (from 1)."""
+    """What goes wrong at which point (from 1) of which life (from 1)."""
 
     life: int
     point: int
     mode: Mode
 
+    def __str__(self) -> str:
+        return f"a crash ({self.mode}) at point {self.point} of process {self.life}"
+
 
 class Effects:
     """What the steps have done to the world, as the test keeps it."""
 
-    def __init__(self, reset: Callable[[], object], look: Callable[[], Any]) -> None:
+    def __init__(self, given: Any, reset: Callable[[], object], look: Callable[[], Any]) -> None:
+        self.given = given
         self.reset = reset
         self._look = look
 
@@ -70,9 +82,9 @@ class Effects:
         """
         parts: tuple[Any, ...] = cast("tuple[Any, ...]", given) if isinstance(given, tuple) else (given,)
         if given is None:
-            return cls(lambda: None, lambda: None)
+            return cls((), lambda: None, lambda: None)
         if len(parts) == 2 and all(callable(part) for part in parts):
-            return cls(*parts)
+            return cls(parts, *parts)
         for part in parts:
             if not hasattr(part, "clear"):
                 raise TypeError(f"effects={part!r} cannot be emptied: give a list, dict or set, or (reset, look)")
@@ -82,7 +94,7 @@ class Effects:
                 part.clear()
 
         everything: Any = cast("Any", given)
-        return cls(reset, lambda: everything)
+        return cls(parts, reset, lambda: everything)
 
     def look(self) -> Any:
         """What there is now, as a copy."""
@@ -98,7 +110,23 @@ class Script:
     messages: tuple[Any, ...]
     drive: Callable[[Handle[Any]], Awaitable[object]] | None
     effects: Effects
+    stubs: Stubs | None
     duplicates: bool
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended."""
+
+    state: State
+    result: Any
+    """Of a flow that succeeded."""
+    error: BaseException | None
+    """What it raised, if it failed or was cancelled."""
+    exposed: dict[str, Any]
+    effects: Any
+    """A copy of what `effects` held."""
 
 
 @dataclass
@@ -111,98 +139,174 @@ class Event:
     line: str = ""
 
 
+@dataclass(slots=True)
+class Call:
+    """An attempt of a step that was begun."""
+
+    name: str
+    key: str
+    digest: bytes
+    """Of the arguments."""
+    args: tuple[Any, ...]
+    at_most_once: bool
+    asked_at: str = ""
+    """In a traced play: the line of the flow that waits for it."""
+    gave: str = ""
+    """In a traced play: what it gave or raised."""
+
+
+class Delivered(NamedTuple):
+    """An outcome that the flow got."""
+
+    what: str
+    outcome: bytes | None
+    asked_at: str
+
+
 @dataclass
 class Play:
     """What came of it."""
 
     commits: list[int] = field(default_factory=lambda: [0])
     """How many there were in each life."""
-    state: str = ""
-    result: Any = None
-    error: BaseException | None = None
-    exposed: dict[str, Any] = field(default_factory=dict[str, Any])
-    effects: Any = None
+    waits: list[int] = field(default_factory=lambda: [0])
+    """How often steps waited in each life."""
+    ending: Ending | None = None
     stuck: str | None = None
     """Why it does not end, if it does not."""
+    swallows: str = ""
+    """Where a task waits that was unloaded and did not end."""
+    calls: list[Call] = field(default_factory=list[Call])
+    unknown: set[str] = field(default_factory=set[str])
+    """Keys of steps of which the flow was told that their outcome is unknown."""
+    faults: list[str] = field(default_factory=list[str])
+    """What has gone wrong on purpose, in words."""
+    changes: list[Change] = field(default_factory=list[Change])
+    """Which code has changed the effects and what the flow keeps in memory, as far as that was watched."""
     events: list[Event] = field(default_factory=list[Event])
     """Of a traced play."""
-    changes: list[Change] = field(default_factory=list[Change])
-    """Of a traced play: which lines have changed the effects."""
-    calls: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list[tuple[str, str, tuple[Any, ...]]])
-    """Every attempt of a step that was begun: name, idempotency key, arguments."""
-    unsaid: BaseException | None = None
-    """What the outside raised."""
-    ended: bool = False
+    entries: dict[str, Delivered] = field(default_factory=dict[str, Delivered])
+    """Of a traced play: what was delivered, by its key."""
 
 
-def play(script: Script, faults: tuple[Fault, ...], *, unload: bool = False, traced: bool = False) -> Play:
-    """The script was played, with these faults; `unload`: whatever waits leaves memory. Not in a running loop.
+def play(
+    script: Script,
+    faults: tuple[Fault, ...] = (),
+    *,
+    unload: bool = False,
+    watch: Watch | None = None,
+    loud: bool = False,
+) -> Play:
+    """The script was played, with these faults. Not in a running loop.
+
+    Args:
+        unload: whatever waits leaves memory.
+        watch: looks on; if it looks at every line, a timeline is kept as well.
+        loud: what the engine logs is not kept back.
 
     Raises:
         what the script's `drive` raises.
     """
+    script.memory.forget()
     script.effects.reset()
-    return _Player(script, faults, unload, traced).play()
+    return _Player(script, faults, unload, watch, loud).play()
 
 
 class _Player(Calm):
     """One play; it is the weather of its cluster."""
 
-    def __init__(self, script: Script, faults: tuple[Fault, ...], unload: bool, traced: bool) -> None:
+    def __init__(
+        self, script: Script, faults: tuple[Fault, ...], unload: bool, watch: Watch | None, loud: bool
+    ) -> None:
         self._script = script
-        self._faults = {(fault.life, fault.point): fault.mode for fault in faults}
+        self._faults = {(fault.life, fault.mode == "inside", fault.point): fault.mode for fault in faults}
+        self._counts_waits = not faults or any(fault.mode == "inside" for fault in faults)
         self._resident = 0 if unload else MAX_RESIDENT
-        self._traced = traced
+        self._watch = watch
+        self._traced = watch is not None and watch.lines
+        self._loud = loud
         self._play = Play()
-        self._cluster = Cluster(self, calm=CALM)
-        self._flows = flows_of(script.flow)
-        self._payloads = Payloads(None, 1 << 30)
+        self._created = Fact()
+        self._finished = Fact()
+        """The instance may have ended. It is waited for so, since `result` polls while the flow is not in memory."""
+        self._cluster = Cluster(self, calm=CALM, store=FlowsStore)
+        self._flows = referred(script.flow)
+        self._stubbed: Scheduler | None = None
+        self._outside: Process | None = None
+        self._driving: asyncio.Task[object] | None = None
 
     def play(self) -> Play:
         outcome = self._play
+        quiet: AbstractContextManager[None] = nullcontext() if self._loud else _quiet()
         try:
-            with (
-                _quiet(),
-                changes(self._script.effects.look) if self._traced else nullcontext(outcome.changes) as changed,
-            ):
+            with quiet, self._watch or nullcontext():
                 self._run()
-            outcome.changes = changed
-            outcome.effects = self._script.effects.look()
+            if outcome.ending is not None:
+                outcome.ending = dataclasses.replace(outcome.ending, effects=self._script.effects.look())
+            if self._watch is not None:
+                outcome.changes = self._watch.found
         finally:
+            self._watch, self._traced = None, False  # what runs now is no part of the play any more
+            for process in self._cluster.processes:
+                hang_up(process.loop)
             with _quiet():
                 self._cluster.end()
-        if outcome.unsaid is not None:
-            raise outcome.unsaid
         return outcome
 
     def _run(self) -> None:
         outcome, cluster = self._play, self._cluster
-        process = cluster.start(self._program)
+        process = self._start()
+        outside = self._outside = self._begin(self._drive, "outside") if self._script.drive is not None else None
         idle, written = 0, 0
-        while not outcome.ended and outcome.stuck is None:
+        while (outcome.ending is None or self._drives()) and outcome.stuck is None:
             if process not in cluster.processes:
+                hang_up(process.loop)
                 outcome.commits.append(0)
+                outcome.waits.append(0)
+                self._script.memory.forget()
+                if self._watch is not None:
+                    self._watch.refresh()
                 self._note(f"process {len(outcome.commits)} starts")
-                process = cluster.start(self._program)
+                process = self._start()
             turned = cluster.turn()
-            if process.outcome.done() and process in cluster.processes:
-                outcome.unsaid = process.outcome.exception()
-                return
-            row = at_once(cluster.store.instance(self._script.flow.name, ID))
-            if row is not None and row.state is State.BLOCKED and row.owner is None:
-                outcome.stuck = f"it is blocked: {row.reason}"
-            idle = 0 if sum(outcome.commits) > written else idle + 1
-            written = sum(outcome.commits)
-            if turned is None or idle > PATIENCE:
+            for one in (process, outside):
+                if one is not None and one.outcome.done() and one in cluster.processes:
+                    one.outcome.result()  # raises what `drive` has raised
+            total = sum(outcome.commits)
+            idle = 0 if total > written else idle + 1
+            written = total
+            if total > COMMITS:
+                outcome.stuck = f"it has made {total} commits and goes on: let `drive` end it, by a message or cancel()"
+            elif (turned is None or idle > PATIENCE) and outcome.stuck is None:
                 outcome.stuck = self._waits_for(process)
+        if outcome.stuck is not None:
+            outcome.ending = None
+        if (scheduler := _scheduler(process)) is not None and scheduler.stuck:
+            outcome.swallows = waits_at(scheduler.stuck[0]) or repr(scheduler.stuck[0])
 
-    # ------------------------------------------------------------ inside the process
+    def _start(self) -> Process:
+        process = self._begin(self._program)
+        process.system = process.connection.system = SteadySystem(
+            self._cluster, process, None if self._created.true else ROOT
+        )
+        return process
+
+    def _begin(self, program: Callable[[Process], Coroutine[Any, Any, Any]], name: str | None = None) -> Process:
+        process = self._cluster.start(program, name)
+        process.loop._clock_resolution = RESOLUTION  # pyright: ignore  # noqa: SLF001
+        return process
+
+    def _drives(self) -> bool:
+        return self._outside is not None and not self._outside.outcome.done()
+
+    # ------------------------------------------------------------ inside the processes
 
     async def _program(self, process: Process) -> None:
+        """The process that is killed."""
         script = self._script
         engine = process.engine = Engine(
             process.store, flows=self._flows, lease=CENTURY, drain=0, version="played", max_resident=self._resident,
-            step_middleware=[self._observe],
+            step_middleware=[self._observe, *([script.stubs.middleware] if script.stubs else [])],
         )  # fmt: skip
         async with engine:
             handle = await engine.start(script.flow, *script.args, id=ID)
@@ -210,72 +314,132 @@ class _Player(Calm):
                 message = item if isinstance(item, Outgoing) else Outgoing(ID, item)
                 key = message.key or (None if script.duplicates else f"message {number}")
                 await handle.send(message.message, key=key, name=message.name)
-            if script.drive is not None:
-                driving = asyncio.ensure_future(script.drive(handle))
-                driving.add_done_callback(self._driven)
-            await self._ended(handle)
+            await self._finished.wait()
+            self._play.ending = await _ending(handle)
             await asyncio.Event().wait()
 
-    def _driven(self, driving: asyncio.Future[object]) -> None:
-        if not driving.cancelled() and (error := driving.exception()) is not None:
-            self._play.unsaid, self._play.ended = error, True
+    async def _drive(self, process: Process) -> None:
+        """What the outside does, in a process of its own."""
+        drive = self._script.drive
+        assert drive is not None  # noqa: S101  or there is no such process
+        engine = process.engine = OutsideEngine(process.store, self._finished)
+        async with engine:
+            await self._created.wait()
+            self._driving = asyncio.current_task()
+            await drive(engine.handle(self._script.flow, ID))
 
-    async def _ended(self, handle: Handle[Any]) -> None:
-        outcome = self._play
-        try:
-            outcome.result = await handle.result()
-            outcome.state = "succeeded"
-        except FlowFailed as failed:
-            outcome.state, outcome.error = "failed", failed.__cause__ or failed
-        except FlowCancelled as cancelled:
-            outcome.state, outcome.error = "been cancelled", cancelled
-        outcome.exposed = dict(await handle.exposed())
-        outcome.ended = True
-
-    async def _observe(self, info: Current, args: tuple[Any, ...], next: Callable[..., Awaitable[Any]]) -> Any:
-        name = info.step or ""
-        self._play.calls.append((name, info.key, args))
-        if not self._traced:
-            return await next(*args)
+    async def _observe(self, info: Current, args: tuple[Any, ...], inner: Callable[..., Awaitable[Any]]) -> Any:
         op = cast("Attempt", info).op
+        name = op.name
+        call = Call(name, info.key, op.digest, args, op.spec.at_most_once)
+        self._play.calls.append(call)
+        work = inner(*args)
+        if self._counts_waits:
+            work = Waiting(work, functools.partial(self._waits, info))
+        if self._watch is None:
+            return await work
+        call.asked_at = next((line for asked, line in self._watch.asked if asked is op), "")
+        self._watch.blame("", "a library")
         again = f" (attempt {info.attempt})" if info.attempt > 1 else ""
-        self._note(f"step {name} runs{again}", _asked_at(op.run, op.future))
+        self._note(f"step {name} runs{again}", call.asked_at)
         try:
-            value = await next(*args)
+            value = await work
         except BaseException as error:
-            self._note(f"step {name} raises {error!r}")
+            self._gave(call, f"raises {error!r}")
             raise
-        self._note(f"step {name} gives {value!r}")
+        self._gave(call, f"gives {value!r}")
         return value
+
+    def _gave(self, call: Call, what: str) -> None:
+        if self._watch is not None:  # else the play is over
+            call.gave = what
+            self._watch.blame(call.asked_at, f"step {call.name}")
+            self._note(f"step {call.name} {what}")
+
+    def _waits(self, attempt: Any) -> None:
+        """The attempt is about to wait."""
+        waits = self._play.waits
+        waits[-1] += 1
+        if (len(waits), True, waits[-1]) in self._faults:
+            process = next(p for p in self._cluster.processes if p.loop is running_loop())
+            # in a callback of its own: raised here, it would run through the step
+            process.loop.call_soon(self._kill, process, f"killed while step {attempt.step} waits", attempt.task)
 
     # ------------------------------------------------------------ the weather
 
     async def call(self, process: Process, method: str, args: Any, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """See `Weather`: commits are counted, and the faults happen."""
-        if method != "commit":
-            return await work()
+        self._stub_transactions(process)
+        if process is self._outside:
+            return await self._call_from_outside(method, args, work)
+        if method not in ("commit", "transact"):
+            answer = await work()
+            if method == "edit":
+                self._finished.come_true()
+            return answer
         commits = self._play.commits
         commits[-1] += 1
-        mode = self._faults.get((len(commits), commits[-1]))
+        number = commits[-1]
+        mode = self._faults.get((len(commits), False, number))
+        what = f"commit {number}" + (f" ({said})" if self._traced and (said := _said(method, args)) else "")
         if mode == "before":
-            self._kill(process, f"killed before commit {commits[-1]}")
+            self._kill(process, f"killed before {what}")
         if mode == "lease" and process.replica is not None:
-            self._note(f"the lease is lost before commit {commits[-1]}")
+            self._fault(process, f"the lease is lost before {what}")
             self._cluster.store.bury(process.replica)
+            if method == "transact":  # a database would have looked at the fence first
+                raise LeaseLost("the lease was lost")
         answer = await work()
-        if self._traced:
-            self._note_entries(args[0])
+        if method == "commit":
+            self._look_at(args[0])
+        if method == "commit" and self._traced:
+            self._note_entries(args[0], what)
+        else:
+            self._note(what)
         if mode == "after":
-            self._kill(process, f"killed after commit {commits[-1]}")
+            self._kill(process, f"killed after {what}")
         if mode == "unknown":
-            self._note(f"the outcome of commit {commits[-1]} is reported as unknown")
+            self._fault(process, f"{what} is done and reported as unknown")
             raise CommitUnknown("the answer was lost")
         return answer
 
-    def _kill(self, process: Process, why: str) -> None:
-        self._note(why)
+    async def _call_from_outside(self, method: str, args: Any, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        answer = await work()
+        if method == "commit":
+            self._look_at(args[0])
+            self._note(f"from outside: {_said(method, args)}")
+        return answer
+
+    def _stub_transactions(self, process: Process) -> None:
+        """Of each scheduler: after a lost lease there is another one."""
+        member, stubs = process.engine._member if process.engine is not None else None, self._script.stubs  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        if stubs is None or member is None or member.scheduler is None or member.scheduler is self._stubbed:
+            return
+        self._stubbed = member.scheduler
+        Inside(member).on_transaction(stubs.of_transaction)
+
+    def _look_at(self, batch: Batch) -> None:
+        for write in batch.writes:
+            if isinstance(write, Create) and write.uid == ROOT:
+                self._created.come_true()
+            elif isinstance(write, Finish) and write.uid == ROOT:
+                self._finished.come_true()
+            elif isinstance(write, Release) and write.state is State.BLOCKED:
+                self._play.stuck = f"it is blocked: {write.reason}"
+            elif (
+                isinstance(write, Entry) and write.failed and OutcomeUnknown.__name__.encode() in (write.outcome or b"")
+            ):
+                self._play.unknown.add(_key(write.uid, write.run, write.key))
+
+    def _kill(self, process: Process, why: str, step: asyncio.Task[Any] | None = None) -> None:
+        self._fault(process, why, step)
         self._cluster.kill(process)
         raise Killed
+
+    def _fault(self, process: Process, what: str, step: asyncio.Task[Any] | None = None) -> None:
+        self._play.faults.append(what)
+        if self._traced:
+            self._note(what, ", ".join(_lines(process)) if step is None else waits_at(step))
 
     # ------------------------------------------------------------ for people
 
@@ -283,30 +447,91 @@ class _Player(Calm):
         if self._traced:
             self._play.events.append(Event(self._cluster.time.now, len(self._play.commits), text, line))
 
-    def _note_entries(self, batch: Batch) -> None:
-        number = self._play.commits[-1]
-        for write in batch.writes:
-            if isinstance(write, Entry) and write.kind not in (Kind.BEGUN, Kind.STEP):
-                self._note(f"{write.kind} {write.name}".rstrip())
-        self._note(f"commit {number}")
+    def _note_entries(self, batch: Batch, what: str) -> None:
+        """Each entry of a batch has a line of the flow, that of the operation whose outcome it is."""
+        lines = {_key(op.run.uid, op.run.number, op.key): line for op, line in self._watch.asked} if self._watch else {}
+        entries = [write for write in batch.writes if isinstance(write, Entry) and write.key]
+        for entry in entries:
+            key = _key(entry.uid, entry.run, entry.key)
+            self._play.entries.setdefault(key, Delivered(_named(entry), entry.outcome, lines.get(key, "")))
+        found = [line for e in entries if (line := lines.get(_key(e.uid, e.run, e.key)))]
+        self._note(what, found[0] if found else "")
 
     def _waits_for(self, process: Process) -> str:
-        member = process.engine._member if process.engine is not None else None  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-        scheduler = member.scheduler if member is not None else None
+        if self._play.ending is not None and self._driving is not None:
+            return f"the flow has ended, and `drive` has not: it waits at {waits_at(self._driving)}"
         waits: list[str] = []
-        for execution in scheduler.resident.values() if scheduler is not None else ():
+        for execution in _resident(process):
             asked = ", ".join(op.why_outstanding() for op in execution.ops.values()) or "nothing that the engine knows"
-            lines = sorted({waits_at(task) for task in execution.loop.tasks if not task.done()} - {""})
+            lines = _lines_of(execution)
             waits.append(f"{execution!r} waits for {asked}" + (f" at {', '.join(lines)}" if lines else ""))
         return "; ".join(waits) or "nothing of it is in memory, and nothing wakes it"
 
 
-def _asked_at(run: Execution, future: asyncio.Future[Any]) -> str:
-    """The line at which the flow's code waits for this."""
-    for task in run.loop.tasks:
-        if getattr(task, "_fut_waiter", None) is future:
-            return waits_at(task)
-    return waits_at(run.main) if run.main is not None else ""
+async def _ending(handle: Handle[Any]) -> Ending:
+    """How the instance ended; the effects are for later."""
+    state, result, error = State.SUCCEEDED, None, None
+    try:
+        result = await handle.result()
+    except FlowFailed as failed:
+        state, error = State.FAILED, failed.__cause__ or failed
+    except FlowCancelled as cancelled:
+        state, error = State.CANCELLED, cancelled
+    return Ending(state, result, error, dict(await handle.exposed()), None)
+
+
+def _key(uid: bytes, run: int, key: str) -> str:
+    """As `current().key` of the step."""
+    return f"{uid.hex()}.{run}.{key}"
+
+
+def _named(entry: Entry) -> str:
+    return entry.kind if entry.name in ("", entry.kind) else f"{entry.kind} {entry.name}"
+
+
+def _said(method: str, args: Any) -> str:
+    """What a call of the store writes, in words."""
+    if method == "transact":
+        return "transaction"
+    batch: Batch = args[0]
+    found: list[str] = []
+    for write in batch.writes:
+        if isinstance(write, Entry):
+            if write.kind not in (Kind.BEGUN, Kind.START):
+                found.append(_named(write))
+        elif isinstance(write, Create):
+            found.append(f"start {write.flow}")
+        elif isinstance(write, Send):
+            found.append(f"{write.message.kind} for {write.flow}")
+        elif isinstance(write, PendingPut):
+            row = write.pending
+            found.append(f"attempt {row.attempt + 1} of {row.name} begins" if row.intent else f"{row.name} has failed")
+        elif isinstance(write, Continue):
+            found.append("next run")
+        elif isinstance(write, Expose):
+            found.append(f"exposed {write.key}")
+        elif isinstance(write, Finish):
+            found.append("end")
+    return ", ".join(dict.fromkeys(found))
+
+
+def _scheduler(process: Process) -> Scheduler | None:
+    member = process.engine._member if process.engine is not None else None  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+    return member.scheduler if member is not None else None
+
+
+def _resident(process: Process) -> list[Execution]:
+    scheduler = _scheduler(process)
+    return list(scheduler.resident.values()) if scheduler is not None else []
+
+
+def _lines(process: Process) -> list[str]:
+    """Where the flows in memory wait."""
+    return [line for execution in _resident(process) for line in _lines_of(execution)]
+
+
+def _lines_of(execution: Execution) -> list[str]:
+    return sorted({waits_at(task) for task in execution.loop.tasks if not task.done()} - {""})
 
 
 @contextmanager
@@ -322,13 +547,3 @@ def _quiet() -> Generator[None]:
 
 def _nothing(record: logging.LogRecord) -> bool:
     return False
-
-
-def at_once(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine gives that waits for nothing, as those of the store in memory do."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return cast("T", end.value)
-    work.close()
-    raise RuntimeError(f"{work!r} waits for something")

@@ -1,97 +1,213 @@
-"""What is said when a crash made a difference: where, which line is to blame, and both timelines side by side. Pure."""
+"""What is said when a crash made a difference: where, which line is to blame, and both timelines side by side."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from difflib import SequenceMatcher
 from itertools import zip_longest
+from pathlib import Path
+from textwrap import wrap
 from typing import Final
 
-from perdure.testing.plays import Event, Fault, Play
+from perdure.api.flow import AnyFlow
+from perdure.lint import check
+from perdure.testing.blame import FLOWS_OWN, Change, short
+from perdure.testing.plays import Call, Event, Play
 
 WIDTH: Final = 62
 LINES: Final = 80
 """Of a timeline so many lines are shown, around the first difference."""
+VALUE: Final = 500
+"""Of a value so many characters are shown."""
+
+CUT_OFF: Final = (
+    "A step that is cut off runs again: let the other side know it by current().key, or say at_most_once=True and catch "
+    "OutcomeUnknown."
+)
+NOT_TO_ITS_END: Final = (
+    "A step that is cut off runs again from its beginning, and finds what it did before: let it get from there to its end, "
+    "or make two steps of it."
+)
+IN_FLOW: Final = "What a flow's own code does is done again at every replay: put it into a step."
+IN_MEMORY: Final = (
+    "The flow's own code changes {names}, which is outside of its variables: a new process has none of it, and a replay "
+    "changes it again. Keep it in a variable of the flow, or let a step write and read it."
+)
+UNKNOWN: Final = (
+    "The outcome of step {name} got lost, and the flow was told so by OutcomeUnknown: it may have happened. If what the "
+    "flow does then is right, say so by check=."
+)
+OTHER_STEP: Final = ": {now}, and not {was}. A step that runs again may do so: if all that follows is as right, say so by same= or check=."
+NOT_THE_SAME: Final = "Replayed, the flow's code does not ask for the same again."
 
 
-def where(faults: Sequence[Fault], *, unload: bool) -> str:
-    """Where it was crashed, in words."""
-    if unload:
-        return "unloaded at every wait"
-    said = {
-        "before": "killed before commit {}",
-        "after": "killed after commit {}",
-        "unknown": "commit {} done and its outcome reported as unknown",
-        "lease": "the lease lost before commit {}",
-    }
-    return ", then ".join(said[fault.mode].format(fault.point) for fault in faults)
+@dataclass(frozen=True)
+class Difference:
+    """What a crash has changed: in words, and the two sides, if there are two."""
+
+    text: str
+    then: str = ""
+    before: str = ""
+    when: str = "without a crash"
+    """Which the second side is."""
+    line: str = ""
+    """file:line, where that is known at once, and `because` what is wrong there."""
+    because: str = NOT_THE_SAME
+    key: str = ""
+    """Of the step whose line it is."""
 
 
-def report(name: str, point: str, why: str, calm: Play, crashed: Play) -> tuple[str, list[str]]:
-    """The text, and the lines of code that are to blame, best guess first."""
-    blame = _blame(calm, crashed)
-    text = [f"{name}, {point}: {why}"]
-    text += [f"  {line}: {because}" for line, because in blame]
+def report(
+    flows: Sequence[AnyFlow], point: str, why: Difference, calm: Play, crashed: Play, memory: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The text, and the lines of code that are to blame, best guess first.
+
+    Args:
+        memory: what the flow's own code changes outside of its variables.
+    """
+    blamed: dict[str, str] = {}
+    for line, because in _blame(flows, why, calm, crashed, memory):
+        if line:
+            blamed.setdefault(line, because)
+    text = [f"{flows[0].name}, {point}: {why.text}"]
+    if why.then or why.before:
+        width = len(why.when) + 4
+        text += [*_wrapped("  then: ", width, why.then), *_wrapped(f"  {why.when}: ", width, why.before)]
+    text.append("")
+    for line, because in blamed.items():
+        text += [f"  {line}", *_wrapped("", 6, because)]
     text += ["", *side_by_side(calm.events, crashed.events, "without a crash", point)]
-    return "\n".join(text), [line for line, _ in blame]
+    return "\n".join(text), list(blamed)
 
 
-def _blame(calm: Play, crashed: Play) -> list[tuple[str, str]]:
-    """Lines that changed the effects more (or less) often than without a crash; else where it was crashed."""
-    found: list[tuple[str, str]] = []
-    before, after = (Counter((c.where, c.who) for c in play.changes) for play in (calm, crashed))
-    for place, who in {**before, **after}:
-        was, now = before[place, who], after[place, who]
-        if now > was:
-            found.append((place, f"{who} did this {_times(now)}, and {_times(was)} without a crash{_hint(who)}"))
-        elif now < was:
-            found.append((place, f"{who} did this {_times(now)}, and {_times(was)} without a crash"))
-    if not found and (line := _crashed_at(crashed)):
-        found.append((line, "what the flow asked for when it happened"))
-    return found
+def _wrapped(first: str, indent: int, text: str) -> list[str]:
+    lines = wrap(_cut(text, VALUE), 2 * WIDTH - indent, break_on_hyphens=False) or [""]
+    return [f"{first:{indent}}{lines[0]}", *(f"{'':{indent}}{line}" for line in lines[1:])]
 
 
-def _hint(who: str) -> str:
-    if who.startswith("step "):
-        return (
-            "; a step that is cut off runs again: let the other side know it by current().key, or say at_most_once=True"
+def _blame(
+    flows: Sequence[AnyFlow], why: Difference, calm: Play, crashed: Play, memory: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Lines, and what is wrong there; the best guess first."""
+    done = [*_done(calm, crashed)]
+    kept = [(c.where, IN_MEMORY.format(names=", ".join(memory))) for c in crashed.changes if _in_memory(c)]
+    asked = [*_asked(calm, crashed)]
+    yield from done
+    yield from kept
+    yield from asked
+    if not done and not asked:
+        yield from _lint(flows)
+    line = why.line or next((call.asked_at for call in crashed.calls if call.key == why.key), "")
+    if line:
+        yield line, why.because
+    elif not (done or kept or asked):
+        yield from _answers(calm, crashed)
+        yield from (
+            (e.line, "Here the flow waited when it happened.") for e in crashed.events if e.text in crashed.faults
         )
-    return "; what a flow's own code does is done again at every replay: put it into a step"
+
+
+def _done(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
+    """Lines that changed the effects more or less often than without a crash, if the flow asked for these steps as often."""
+    before, after = _effects(calm), _effects(crashed)
+    other = {f"step {call.name}" for call in (*_other(crashed, calm), *_other(calm, crashed))}
+    for line, who in {**after, **before}:
+        was, now = before[line, who], after[line, who]
+        if was != now and who not in other:
+            hint = IN_FLOW if who == FLOWS_OWN else CUT_OFF if now > was else NOT_TO_ITS_END
+            yield line, f"{who} did this {_times(now)}, and {_times(was)} without a crash. {hint}"
+
+
+def _asked(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
+    """Lines at which the flow asked for what it does not ask for without a crash, or the other way round."""
+    for call in _other(crashed, calm):
+        yield call.asked_at, f"Here the flow asked for step {call.name} once more than without a crash."
+    for call in (*crashed.calls, *calm.calls):
+        if call.key in crashed.unknown:
+            yield call.asked_at, UNKNOWN.format(name=call.name)
+    for call in _other(calm, crashed):
+        yield call.asked_at, f"Here the flow asks for step {call.name} without a crash; after the crash it did not."
+
+
+def _answers(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
+    """Lines at which the flow got something else than without a crash."""
+    gave = {call.key: call.gave.removeprefix("gives ") for call in (*crashed.calls, *calm.calls)}
+    now = {call.key: call.gave.removeprefix("gives ") for call in crashed.calls}
+    for key, got in crashed.entries.items():
+        was = calm.entries.get(key)
+        if was is None:
+            yield got.asked_at, f"Here the flow went on with {got.what}; without a crash it did not."
+        elif was.outcome != got.outcome:
+            said = OTHER_STEP.format(now=_cut(now.get(key, "?"), WIDTH), was=_cut(gave.get(key, "?"), WIDTH))
+            yield got.asked_at, f"Here {got.what} gave something else than without a crash{said if key in now else '.'}"
+
+
+def _effects(play: Play) -> Counter[tuple[str, str]]:
+    return Counter((change.where, change.who) for change in play.changes if not _in_memory(change))
+
+
+def _in_memory(change: Change) -> bool:
+    """Whether it is what the flow keeps in memory that was changed: `before` and `after` are (effects, memory)."""
+    return bool(change.before[1] != change.after[1])
+
+
+def _other(play: Play, than: Play) -> list[Call]:
+    """Steps that the flow asked for in this play only, once each."""
+    known = {call.key for call in than.calls}
+    return list({call.key: call for call in play.calls if call.key not in known}.values())
+
+
+def _lint(flows: Sequence[AnyFlow]) -> Iterator[tuple[str, str]]:
+    """What the lint finds in these flows."""
+    files = {code.co_filename for flow in flows if (code := getattr(inspect.unwrap(flow.fn), "__code__", None))}
+    texts = {file: Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()}
+    names = {flow.fn.__name__ for flow in flows}
+    for finding in check(texts).findings:
+        if finding.calls and finding.calls[0] in names and finding.code < "PD6":
+            yield f"{short(finding.path)}:{finding.line}", f"perdure lint: {finding.code} {finding.text}"
+
+
+def line_in(reason: str) -> str:
+    """The line that the reason for which an instance is blocked ends with."""
+    found = re.search(r"\bat (?P<line>[^,;]*:\d+)$", reason)
+    if found is None:
+        return ""
+    path, _, number = found["line"].rpartition(":")
+    return f"{short(path)}:{number}"
 
 
 def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times" if n else "not at all"
 
 
-def _crashed_at(crashed: Play) -> str:
-    """The line that the flow had come to when the first fault happened."""
-    line = ""
-    for event in crashed.events:
-        line = event.line or line
-        if event.text.startswith(("killed", "the lease", "the outcome")):
-            break
-    return line
-
-
 def side_by_side(left: Sequence[Event], right: Sequence[Event], over_left: str, over_right: str) -> list[str]:
-    """Two timelines, as columns."""
-    columns = [[f"{over_left}", *map(_line, left)], [f"{over_right}", *map(_line, right)]]
-    rows = list(zip_longest(*columns, fillvalue=""))
-    first = next((i for i, (a, b) in enumerate(rows) if i and a != b), len(rows))
-    start = max(1, first - LINES // 2)
-    shown = [rows[0], *rows[start : start + LINES]]
-    cut = [f"  … {start - 1} lines alike"] if start > 1 else []
-    body = [f"  {_cut(a):<{WIDTH}} │ {_cut(b)}".rstrip() for a, b in shown]
+    """Two timelines, as columns; what is the same stands side by side as far as it comes in the same order."""
+    rows: list[tuple[str, str]] = []
+    same = SequenceMatcher(None, [e.text for e in left], [e.text for e in right], autojunk=False)
+    for _, i, i_end, j, j_end in same.get_opcodes():
+        rows += zip_longest(map(_line, left[i:i_end]), map(_line, right[j:j_end]), fillvalue="")
+    first = next((n for n, (a, b) in enumerate(rows) if a != b), 0)
+    start = max(0, first - LINES // 2)
+    shown = [(over_left, over_right), *rows[start : start + LINES]]
+    text = [f"  {_cut(a, WIDTH):<{WIDTH}} │ {_cut(b, WIDTH)}".rstrip() for a, b in shown]
     more = len(rows) - start - LINES
-    return [body[0], *cut, *body[1:], *([f"  … {more} more lines"] if more > 0 else [])]
+    cut = [f"  … {start} lines alike"] if start else []
+    return [text[0], *cut, *text[1:], *([f"  … {more} more lines"] if more > 0 else [])]
 
 
 def _line(event: Event) -> str:
+    """The event; what stands at its end is cut before its line is."""
     at = timedelta(seconds=round(event.at, 3))
-    return f"{at!s:>8} {event.text}" + (f"  {event.line}" if event.line else "")
+    line = event.line.rpartition("/")[2]
+    text = f"{at!s:>8} {event.text}"
+    return f"{_cut(text, WIDTH - len(line) - 2)}  {line}" if line else text
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, width: int) -> str:
     text = " ".join(text.split("\n"))
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,205 @@
+"""The lease's own thread, loop and connection: it is renewed whatever the engine's loop does.
+
+The connection also holds a lock of its session for each replica: where that comes free, others suspect that the process
+has died. It knows the row of the lease and nothing else of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import TimeoutError as TooLate
+from typing import TYPE_CHECKING, Final
+
+from perdure.errors import EngineClosed, LeaseLost, StoreUnavailable
+from perdure.stores.postgres.connection import connect, is_lost, meant
+from perdure.stores.postgres.owning import HOLD, LET_GO, RENEW
+from perdure.stores.postgres.pool import closed
+
+if TYPE_CHECKING:
+    from perdure.stores.postgres.connection import Address, Connection, Texts
+
+PART: Final = 0.4
+"""So much of a lease may one renewal take."""
+CLOSE_SECONDS: Final = 5.0
+HOLD_TRIES: Final = 5
+HOLD_SECONDS: Final = 0.01
+AGAIN_SECONDS: Final = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+class Beside:
+    """See the module. `renew` may be called from any thread."""
+
+    def __init__(self, address: Address, texts: Texts) -> None:
+        self._address = address
+        self._texts = texts
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._stopped = False
+        self._connection: Connection | None = None
+        self._replicas: set[str] = set()
+        self._servers: dict[str, str] = {}
+        """In which life of the server the connection holds the lock of each replica."""
+        self._again: asyncio.Task[None] | None = None
+        self.outages = 0
+        """How often the connection was lost or could not be made."""
+
+    def renew(self, replica: str, lease: float, now: float | None) -> float:
+        """The lease holds for `lease` seconds from the time returned; blocks for less than half of it.
+
+        Raises:
+            LeaseLost: the replica was taken over, or never joined.
+            StoreUnavailable: it could not be renewed now.
+        """
+        timeout = lease * PART
+        asked = asyncio.run_coroutine_threadsafe(self._renew(replica, lease, now, timeout), self._started())
+        try:
+            return asked.result(timeout + 1.0)
+        except TooLate as error:
+            asked.cancel()
+            self.outages += 1
+            raise StoreUnavailable(
+                f"the database {self._address.shown} did not renew the lease within {timeout:g} s"
+            ) from error
+
+    async def forget(self, replica: str) -> None:
+        """The replica has left: its lock is nobody's."""
+        loop = self._loop
+        if loop is not None and not self._stopped:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._forget(replica), loop))
+
+    async def stop(self) -> None:
+        """The connection is closed and the thread gone."""
+        with self._starting:
+            self._stopped = True
+            loop, thread = self._loop, self._thread
+        if loop is None or thread is None or loop.is_closed():
+            return
+        ended = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), loop))
+        await asyncio.wait([ended], timeout=CLOSE_SECONDS)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_SECONDS)
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._stopped:
+                raise EngineClosed(f"the store {self._address.shown} is not open")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run, args=(self._loop,), name="perdure-postgres-lease", daemon=True
+                )
+                self._thread.start()
+            return self._loop
+
+    # -- on the thread
+
+    async def _renew(self, replica: str, lease: float, now: float | None, timeout: float) -> float:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._renewed(replica, lease, now, timeout)
+        except TimeoutError as error:
+            self._drop()
+            raise StoreUnavailable(
+                f"the database {self._address.shown} did not renew the lease within {timeout:g} s"
+            ) from error
+
+    async def _renewed(self, replica: str, lease: float, now: float | None, timeout: float) -> float:
+        for last in (self._connection is None, True):
+            try:
+                connection = await self._connected(timeout)
+                await self._hold(connection, replica)
+                server = self._servers.get(replica)
+                rows = await connection.fetch(self._texts[RENEW], replica, lease, now, server)
+                break
+            except Exception as error:
+                if is_lost(error) or self._connection is None or self._connection.is_closed():
+                    self._drop()
+                    if not last:
+                        continue  # it was idle, and the server was restarted meanwhile
+                raise meant(error, self._address) from error
+        else:
+            raise AssertionError
+        if not rows:
+            self._replicas.discard(replica)
+            raise LeaseLost(f"replica {replica} was taken over, or never joined")
+        at: float = rows[0][0]
+        return at
+
+    async def _forget(self, replica: str) -> None:
+        self._replicas.discard(replica)
+        if self._servers.pop(replica, None) is not None and self._connection is not None:
+            try:
+                await self._connection.fetch(self._texts[LET_GO], replica)
+            except Exception:
+                self._drop()
+
+    async def _connected(self, timeout: float) -> Connection:
+        if self._connection is not None and self._connection.is_closed():
+            self._drop()
+        if self._connection is None:
+            connection = self._connection = await connect(self._address, timeout)
+            if not self._address.pooler:
+                # After a crash of the server a lease counts from when it goes on: nothing is lost with the last ones.
+                await connection.execute("set synchronous_commit = off")
+                connection.add_termination_listener(self._cut_off)
+        return self._connection
+
+    async def _hold(self, connection: Connection, replica: str) -> None:
+        """The session has the replica's lock, unless another has it: one of this process that the server keeps still."""
+        if self._address.pooler or replica in self._servers:
+            return
+        self._replicas.add(replica)
+        for _ in range(HOLD_TRIES):
+            ((held, server),) = await connection.fetch(self._texts[HOLD], replica)
+            if held:
+                self._servers[replica] = server
+                return
+            await asyncio.sleep(HOLD_SECONDS)  # others hold it for the blink of an eye, to see whether it is free
+
+    def _cut_off(self, connection: object) -> None:
+        """Others suspect that this process has died, until it has its locks again: at once, not at the next renewal."""
+        if connection is self._connection and self._again is None and not self._stopped:
+            self._drop()
+            self._again = asyncio.get_running_loop().create_task(self._hold_again())
+
+    async def _hold_again(self) -> None:
+        try:
+            for pause in AGAIN_SECONDS:
+                try:
+                    async with asyncio.timeout(1.0):
+                        connection = await self._connected(1.0)
+                        for replica in list(self._replicas):
+                            await self._hold(connection, replica)
+                    return
+                except Exception:
+                    await asyncio.sleep(pause)  # whether it can be reached at all is told by the next renewal
+        finally:
+            self._again = None
+
+    def _drop(self) -> None:
+        self.outages += 1
+        self._servers.clear()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def _end(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        if self._connection is not None:
+            await closed(self._connection)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -1,0 +1,49 @@
+"""What helps to test flows, and stores. Each name is imported when it is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from perdure.testing.crashing import PromiseBroken, crash_everywhere
+    from perdure.testing.flows import Flows, Stuck
+    from perdure.testing.record_file import NotARecording
+    from perdure.testing.record_redaction import Where, drop
+    from perdure.testing.recording import Recording, record
+    from perdure.testing.replaying import OtherEnd, Replay, replay
+
+__all__ = [
+    "Flows",
+    "NotARecording",
+    "OtherEnd",
+    "PromiseBroken",
+    "Recording",
+    "Replay",
+    "Stuck",
+    "Where",
+    "crash_everywhere",
+    "drop",
+    "record",
+    "replay",
+]
+
+_HOMES: Final = {
+    "Flows": "flows",
+    "NotARecording": "record_file",
+    "OtherEnd": "replaying",
+    "PromiseBroken": "crashing",
+    "Recording": "recording",
+    "Replay": "replaying",
+    "Stuck": "flows",
+    "Where": "record_redaction",
+    "crash_everywhere": "crashing",
+    "drop": "record_redaction",
+    "record": "recording",
+    "replay": "replaying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
