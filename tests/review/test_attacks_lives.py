@@ -101,7 +101,7 @@ async def test_a_time_that_comes_while_a_release_can_be_withdrawn_is_not_lost(wo
     (run,) = scheduler(engine).resident.values()
     sending = asyncio.ensure_future(one.send("unwanted"))
     await held.waits.wait()
-    assert scheduler(engine).suspend(run)
+    assert scheduler(engine).leaving.suspend(run)
     world.clock.advance(61)
     for _ in range(20):
         await asyncio.sleep(0.002)
@@ -124,10 +124,10 @@ async def test_a_message_that_was_read_while_a_release_can_be_withdrawn_is_not_l
     client = await world.engine(waits, execute=False)
     sending = asyncio.ensure_future(one.send("unwanted"))
     await held.waits.wait()
-    assert scheduler(engine).suspend(run)
+    assert scheduler(engine).leaving.suspend(run)
     await client.send(waits, "1", 7)
     scheduler(engine).claims.notice()
-    await until(lambda: run.uid in scheduler(engine).missed)
+    await until(lambda: run.uid in scheduler(engine).leaving.missed)
     held.go.set()
     await sending
     assert await one.result(timeout=5) == 7
@@ -366,7 +366,7 @@ async def test_a_step_that_the_flow_cancels_while_it_is_asked_for_is_told_so(wor
     done, _ = await asyncio.wait([saving], timeout=3)
     for run in scheduler(engine).resident.values():  # so that the test's end need not wait
         scheduler(engine)._steps.cut_off(run)
-        scheduler(engine)._try_release(run, anyway=True)
+        scheduler(engine).leaving.try_release(run, anyway=True)
     await saving
     assert done
     assert await one.result(timeout=5) == "x"

@@ -303,7 +303,7 @@ async def test_closing_twice_at_once_and_cancelling_the_close(world: World) -> N
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert not replica._thread.is_alive()
+    assert not replica._renewing.running
     never.set()
     engine = await world.engine(body)
     await engine.handle(body, "1").result(timeout=5)
@@ -440,7 +440,7 @@ async def test_a_flow_in_the_middle_of_its_turns_is_not_parked(world: World) -> 
     (run,) = scheduler(engine).resident.values()
     await one.send(1)
     await until(lambda: run.seq == 2 and run.loop.scheduled)
-    assert not scheduler(engine).suspend(run)
+    assert not scheduler(engine).leaving.suspend(run)
     await eventually(lambda: world.journal(one), lambda entries: len(entries) == 2)
     if run.loop.scheduled:  # on disk is the entry, and not what follows
         assert not (await world.row(one)).waiting

@@ -191,7 +191,7 @@ async def test_finding_20_a_frozen_instance_is_given_nothing(world: World) -> No
     scheduler: Any = engine._member and engine._member.scheduler
     (run,) = scheduler.resident.values()
     held = Held(engine)
-    assert scheduler.suspend(run)
+    assert scheduler.leaving.suspend(run)
     await until(lambda: held.waiting)
     sending = asyncio.create_task(one.send("message"))
     world.clock.advance(11)

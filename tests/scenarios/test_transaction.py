@@ -350,7 +350,7 @@ async def test_a_transaction_of_somebody_who_does_not_run_the_instance_any_more_
     await world.engine(order)
     scheduler.draining = True
     for execution in list(scheduler.resident.values()):
-        scheduler._try_release(execution, anyway=True)  # as at the end of a drain
+        scheduler.leaving.try_release(execution, anyway=True)  # as at the end of a drain
     await until(lambda: second.calls)
     if late == "before the other":
         gate.set()

@@ -111,3 +111,21 @@ async def test_no_statement_scans(url: str, analyzed: bool) -> None:
         )
     }  # fmt: skip
     assert not wrong, "\n\n".join(f"{name}: {ALL[name]}\n{plan}" for name, plan in wrong.items())
+
+
+SPECIAL = {
+    "HOLD", "LET_GO", "OTHERS_AND_LOCKS",  # session locks, for an early sight of death
+    "FREE_STILL",  # skip locked, so that two who claim need not wait for each other
+}  # fmt: skip
+"""Statements for speed alone, with what not every database that speaks PostgreSQL has."""
+WORDS = re.compile(
+    r"\b(advisory|skip locked|savepoint|truncate|listen|notify|trigger|nextval|currval|pg_\w+|merge|now\(\)|random\(\)"
+    r"|temp|unlogged|execute|plpgsql)",
+    re.IGNORECASE,
+)
+
+
+def test_statements_use_what_others_that_speak_postgresql_have_too() -> None:
+    found = {name: words for name, text in ALL.items() if (words := WORDS.findall(text))}
+    assert {name.split(".")[1] for name in found} == SPECIAL
+    assert not re.search(r"(?<!big)serial|trigger|unlogged| references |create function", MIGRATIONS[0])

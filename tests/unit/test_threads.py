@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from perdure import Engine, capture, flow
-from perdure.engine import steps
+from perdure.engine import scheduler
 from perdure.stores.memory import MemoryStore
 from perdure.threads import Threads
 from tests.support.clock import until
@@ -27,7 +27,7 @@ async def test_what_has_not_begun_when_they_are_closed_never_does() -> None:
 
 
 async def test_a_step_that_is_cancelled_while_it_waits_for_a_thread_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "THREADS", 1)
+    monkeypatch.setattr(scheduler, "THREADS", 1)
     begun, release, ran = threading.Event(), threading.Event(), list[str]()
 
     def holds() -> None:

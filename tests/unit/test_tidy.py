@@ -18,7 +18,8 @@ SRC = ROOT / "src" / "perdure"
 
 FILE_LINES = 600
 FUNCTION_LINES = 70
-CORE_STATEMENTS = 9_300  # engine, api, stores and model together: 6,500 run flows, the rest mends and keeps them
+CORE_STATEMENTS = 9_650  # engine, api, model, memory and SQLite: 6,500 run flows, the rest mends and keeps them
+POSTGRES_STATEMENTS = 2_300
 
 PUBLIC_NAMES = [
     "AlreadyStarted",
@@ -35,6 +36,7 @@ PUBLIC_NAMES = [
     "FlowCancelled",
     "FlowFailed",
     "FlowFunction",
+    "FlowMiddleware",
     "FlowWarning",
     "ForkedEngine",
     "Handle",
@@ -144,8 +146,10 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    size = sum(statements(file) for file in sources("engine", "api", "stores", "model"))
-    assert size < CORE_STATEMENTS
+    core = list(sources("engine", "api", "stores", "model"))
+    postgres = [file for file in core if "postgres" in file.parts]
+    assert sum(map(statements, postgres)) < POSTGRES_STATEMENTS
+    assert sum(map(statements, set(core) - set(postgres))) < CORE_STATEMENTS
 
 
 def statements(file: Path) -> int:

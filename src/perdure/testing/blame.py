@@ -14,14 +14,14 @@ from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, Self
 
-import perdure
+from perdure import errors
 from perdure.api.current import Current
 from perdure.api.scope import scope
 from perdure.engine.execution import Execution
 from perdure.engine.loop import FlowLoop
 
 FLOWS_OWN: Final = "the flow's own code"
-_OURS: Final = os.path.dirname(perdure.__file__) + os.sep
+_OURS: Final = os.path.dirname(errors.__file__) + os.sep
 _LIBRARY: Final = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib")})
 
 

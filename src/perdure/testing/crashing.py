@@ -18,7 +18,7 @@ from perdure.testing.loops import apart
 from perdure.testing.plays import Effects, Ending, Fault, Mode, Play, Script, play
 from perdure.testing.reach import Memory
 from perdure.testing.referred import referred
-from perdure.testing.report import Difference, line_in, report
+from perdure.testing.report import Difference, line_in, plain, report
 from perdure.testing.stubs import Stubs
 from perdure.testing.vain import Stuck
 
@@ -120,7 +120,7 @@ class _Trial:
         watch = Watch(memory.look, lines=False) if memory else None
         calm = await apart(lambda: play(script, watch=watch, loud=True))
         if calm.ending is None:
-            raise Stuck(f"{script.flow.name} does not end without any crash: {calm.stuck}")
+            raise Stuck(plain(f"{script.flow.name} does not end without any crash: {calm.stuck}"))
         if script.stubs is not None and (unused := script.stubs.unused()):
             ran = ", ".join(dict.fromkeys(call.name for call in calm.calls)) or "none"
             raise ValueError(f"stubs for {', '.join(unused)}: no such step ran; those that did: {ran}")
@@ -182,7 +182,8 @@ class _Trial:
             return Difference("it ends in another way", _outcome(now), _outcome(was))
         pair = (was.result, now.result) if was.error is None else (was.error, now.error)
         if not self.same(*pair):
-            return Difference("its result is another", _outcome(now), _outcome(was))
+            alike = ", though it looks alike: give its class an __eq__, or same=" if repr(pair[0]) == repr(pair[1]) else ""
+            return Difference(f"its result is another{alike}", _outcome(now), _outcome(was))
         if now.exposed != was.exposed:
             return Difference("it exposes something else", repr(now.exposed), repr(was.exposed))
         if not _alike(was.effects, now.effects):
@@ -218,16 +219,22 @@ def _other_arguments(crashed: Play) -> Difference | None:
 
 def _alike(a: Any, b: Any) -> bool:
     """Equal, lists without regard to order: a crash may change who is first among steps that run side by side."""
+    if a == b:
+        return True
+    if isinstance(a, dict) and isinstance(b, dict):
+        mine, others = cast("dict[Any, Any]", a), cast("dict[Any, Any]", b)
+        return mine.keys() == others.keys() and all(_alike(mine[key], others[key]) for key in mine)
     if isinstance(a, tuple) and isinstance(b, tuple):
         parts = cast("tuple[Any, ...]", a), cast("tuple[Any, ...]", b)
         return len(parts[0]) == len(parts[1]) and all(map(_alike, *parts))
     if not isinstance(a, list) or not isinstance(b, list):
-        return bool(a == b)
+        return False
     left = list(cast("list[Any]", b))
     for item in cast("list[Any]", a):
-        if item not in left:
+        found = next((number for number, other in enumerate(left) if _alike(item, other)), None)
+        if found is None:
             return False
-        left.remove(item)
+        del left[found]
     return not left
 
 
@@ -240,4 +247,7 @@ def _outcome(ending: Ending) -> str:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, BaseException):
         return type(a) is type(b) and str(a) == str(b)
-    return bool(a == b)
+    try:
+        return bool(a == b)
+    except Exception as error:
+        raise TypeError(f"results of type {type(a).__name__} cannot be compared by ==: give same= or check=") from error

@@ -82,7 +82,12 @@ def report(
     for line, because in blamed.items():
         text += [f"  {line}", *_wrapped("", 6, because)]
     text += ["", *side_by_side(calm.events, crashed.events, "without a crash", point)]
-    return "\n".join(text), list(blamed)
+    return plain("\n".join(text)), list(blamed)
+
+
+def plain(text: str) -> str:
+    """The text, in which functions inside of functions are called by their own names."""
+    return re.sub(r"[\w.<>]*<locals>\.", "", text)
 
 
 def _wrapped(first: str, indent: int, text: str) -> list[str]:
@@ -204,7 +209,7 @@ def _line(event: Event) -> str:
     """The event; what stands at its end is cut before its line is."""
     at = timedelta(seconds=round(event.at, 3))
     line = event.line.rpartition("/")[2]
-    text = f"{at!s:>8} {event.text}"
+    text = f"{at!s:>8} {plain(event.text)}"
     return f"{_cut(text, WIDTH - len(line) - 2)}  {line}" if line else text
 
 

@@ -1,0 +1,212 @@
+"""Bugs that simulation found, each in the smallest cluster that shows it: one replica, one client, one call that is slow.
+
+A store over a network answers in any order: what a process is told last may have happened first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from perdure import Engine, State, continue_as_new, delay, flow, receive, start, step
+from perdure.errors import CommitUnknown, LeaseLost
+from perdure.model.writes import Continue, Create, Release
+from perdure.testing.cluster import Calm, Cluster, Process
+from perdure.testing.loops import apart
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+
+
+@step
+async def doubled(n: int) -> int:
+    await asyncio.sleep(0.5)
+    return 2 * n
+
+
+@flow(name="waits")
+async def waits() -> int:
+    return await receive(int)
+
+
+@flow(name="works")
+async def works(n: int) -> int:
+    return await doubled(n)
+
+
+@flow(name="starts several")
+async def starts_several(count: int) -> list[int]:
+    children = [await start(works, n, id=f"child {n}") for n in range(count)]
+    return [await child.result() for child in children]
+
+
+@flow(name="starts one")
+async def starts_one() -> int:
+    child = await start(waits, id="child")
+    return await child.result()
+
+
+@flow(name="adds")
+async def adds(left: int, total: int) -> int:
+    total += await receive(int)
+    if left > 1:
+        await continue_as_new(left - 1, total)
+    return total
+
+
+@flow(name="tries")
+async def tries() -> None:
+    await doubled(1)
+    await delay(100)
+
+
+FLOWS = [waits, works, starts_several, starts_one, adds, tries]
+
+
+Hold = Callable[[str, Any], float]
+"""For how many seconds a call is held up."""
+
+
+def never(method: str, args: Any) -> float:
+    return 0.0
+
+
+class Slow(Calm):
+    """Some calls of the replica arrive late, and some are answered late."""
+
+    def __init__(self, *, arrives: Hold = never, answered: Hold = never) -> None:
+        self._arrives = arrives
+        self._answered = answered
+
+    async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
+        if process.name != "replica":
+            return await work()
+        await asyncio.sleep(self._arrives(method, args))
+        answer = await work()
+        await asyncio.sleep(self._answered(method, args))
+        return answer
+
+
+def once(matches: Callable[[str, Any], bool], seconds: float) -> Hold:
+    """The first call that matches is held up."""
+    met = False
+
+    def held(method: str, args: Any) -> float:
+        nonlocal met
+        if met or not matches(method, args):
+            return 0.0
+        met = True
+        return seconds
+
+    return held
+
+
+def writes(kind: type, **about: Any) -> Callable[[str, Any], bool]:
+    """Whether the call commits such a write."""
+
+    def matches(method: str, args: Any) -> bool:
+        return method == "commit" and any(
+            isinstance(w, kind) and all(getattr(w, name) == value for name, value in about.items()) for w in args[0].writes
+        )
+
+    return matches
+
+
+async def played(outside: Callable[[Engine], Coroutine[Any, Any, Any]], weather: Calm, **options: Any) -> Any:
+    """What the outside gives, within a minute (of virtual time) and on one replica; None: it has not ended by then."""
+    cluster = Cluster(weather)
+    found: list[Any] = []
+
+    async def replica(process: Process) -> None:
+        process.engine = Engine(process.store, flows=FLOWS, version="one", **options)
+        async with process.engine:
+            await asyncio.Event().wait()
+
+    async def client(process: Process) -> None:
+        process.engine = Engine(process.store, flows=FLOWS, execute=False)
+        async with process.engine as engine:
+            found.append(await outside(engine))
+
+    def run() -> None:
+        try:
+            cluster.start(replica, "replica")
+            cluster.start(client, "client")
+            while not found and cluster.time.now < 60:
+                cluster.turn()
+        finally:
+            cluster.end()
+
+    await apart(run)
+    return found[0] if found else None
+
+
+async def test_what_is_claimed_before_the_answer_to_its_release_comes_is_run() -> None:
+    async def outside(engine: Engine) -> int:
+        handle = await engine.start(waits, id="one")
+        await asyncio.sleep(3)
+        await handle.send(1)  # the instance was released, and the replica does not know it yet
+        return await handle.result()
+
+    weather = Slow(answered=once(writes(Release, state=State.SUSPENDED), 5))
+    assert await played(outside, weather, unload_after=0.1) == 1
+
+
+async def test_what_was_given_back_for_lack_of_room_is_not_dropped_when_it_is_claimed_at_once() -> None:
+    async def outside(engine: Engine) -> list[int]:
+        return await engine.run(starts_several, 4, id="one")
+
+    weather = Slow(answered=once(writes(Release, state=State.SCHEDULED), 0.3))
+    assert await played(outside, weather, max_running=2) == [0, 2, 4, 6]
+
+
+async def test_a_message_that_is_read_late_is_not_taken_again_by_the_next_run() -> None:
+    async def outside(engine: Engine) -> int:
+        await engine.send(adds, "one", 1)
+        await engine.send(adds, "one", 10)
+        handle = await engine.start(adds, 4, 0, id="one")
+        await asyncio.sleep(0.1)
+        await handle.send(100)  # it is called, and its inbox is read, before its first run is over
+        await asyncio.sleep(10)
+        await handle.send(1000)
+        return await handle.result()
+
+    first_run_ends = once(writes(Continue), 0.5)
+    weather = Slow(arrives=first_run_ends, answered=once(lambda method, args: method == "inbox", 3))
+    assert await played(outside, weather) == 1111
+
+
+async def test_a_message_for_what_was_created_just_now_is_not_overlooked() -> None:
+    async def outside(engine: Engine) -> int:
+        handle = await engine.start(starts_one, id="one")
+        await asyncio.sleep(1)
+        await engine.send(waits, "child", 1)  # it is there, and its replica does not know it yet
+        return await handle.result()
+
+    weather = Slow(answered=once(writes(Create, id="child"), 5))
+    assert await played(outside, weather) == 1
+
+
+class Late(Calm):
+    """The first claim of the replica is said to be lost, and arrives when something has come that it takes."""
+
+    late: Work | None = None
+
+    async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
+        if process.name == "replica" and method == "claim" and self.late is None:
+            self.late = work
+            raise CommitUnknown("the answer was lost")
+        answer = await work()
+        if writes(Create, id="two")(method, args):
+            assert self.late is not None
+            with contextlib.suppress(LeaseLost):
+                await self.late()
+        return answer
+
+
+async def test_a_claim_that_comes_late_takes_nothing_away() -> None:
+    async def outside(engine: Engine) -> int:
+        await asyncio.sleep(3)
+        return await engine.run(works, 1, id="two")
+
+    assert await played(outside, Late()) == 2
