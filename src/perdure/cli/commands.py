@@ -46,6 +46,23 @@ def check(engine: str, database: str | None, flow: str | None, form: checking.Fo
     sys.exit(checking.run(engine, database, flow, form, say))
 
 
+@perdure.command(context_settings={"ignore_unknown_options": True})
+@click.argument("store", metavar="DATABASE_URL")
+@click.argument("pytest_args", nargs=-1, metavar="[PYTEST_OPTION]...", type=click.UNPROCESSED)
+def conformance(store: str, pytest_args: tuple[str, ...]) -> None:
+    """Whether the database keeps what the engine needs: the store contract, as tests.
+
+    {tmp} in the URL is a folder of each test's own: sqlite:///{tmp}/x.db. MODULE:FACTORY instead is a store of your own.
+    """
+    try:
+        from perdure.testing.conformance import run
+    except ModuleNotFoundError as error:
+        if error.name != "pytest":
+            raise
+        sys.exit("perdure conformance: it needs pytest, which is not installed: pip install 'perdure[testing]'")
+    sys.exit(run(store, *pytest_args))
+
+
 def _coloured(line: str) -> None:
     """The line is printed; in colours if a terminal gets it."""
     text = Text(line)

@@ -58,6 +58,8 @@ class Claims:
         """An answer of the store was lost: what it gave may be unknown here."""
         self._again: set[bytes] = set()
         """Instances here whose inbox is to be read again."""
+        self._unborn: set[bytes] = set()
+        """Who was called and is not here: created by now, it may be, and the answer not here yet."""
         self._flows = {flow: scheduler.version_of(flow) for flow in scheduler.flows}
         """The identity of the code that runs each flow here."""
         self._blocked_after = b""
@@ -78,6 +80,12 @@ class Claims:
     def notice(self) -> None:
         """Somebody has written something that may be work; called in the real loop only."""
         self._changed.set()
+
+    def born(self, uid: bytes) -> None:
+        """The instance is in memory."""
+        if uid in self._unborn:
+            self._unborn.discard(uid)
+            self.read_again(uid)
 
     def read_again(self, uid: bytes) -> None:
         """The instance's inbox is read soon: something may have come while it could not be told."""
@@ -150,17 +158,13 @@ class Claims:
             ours += [row for row in rows if row.owner == replica]
             if len(rows) < CLAIM:
                 break
-        await self._answered()  # what is being given back is ours still
+        written = self._committer.position
+        while self._committer.durable < written:  # what is being given back is ours still  # noqa: ASYNC110
+            await asyncio.sleep(RETRY_SECONDS)
         self.unsure = False
         lost = [row for row in ours if row.uid not in scheduler.resident]
         before = [State.BLOCKED if row.reason is not None else State.SCHEDULED for row in lost]
         await self._load([msgspec.structs.replace(r, state=s) for r, s in zip(lost, before, strict=True)])
-
-    async def _answered(self) -> None:
-        """What this replica has written until now is durable, and it has done here what it did there."""
-        written = self._committer.position
-        while self._committer.durable < written:  # noqa: ASYNC110  rare, and nobody waits for it
-            await asyncio.sleep(RETRY_SECONDS)
 
     def look_at(self, when: float) -> None:
         """Work is looked for at this time at the latest. One alarm, however many instances are due at some time."""
@@ -192,8 +196,8 @@ class Claims:
     async def _read_wakeups(self) -> None:
         again, self._again = self._again, set()
         uids = [*await self._store.wakeups(self._scheduler.replica.id), *again]
-        if any(uid not in self._scheduler.resident for uid in uids):
-            await self._answered()  # it may have been created just now
+        if self._committer.durable == self._committer.position:
+            self._unborn.clear()
         if uids:
             await self._read_inboxes(uids)
 
@@ -203,6 +207,7 @@ class Claims:
         for uid, messages in (await self._store.inbox(list(asked))).items():
             execution = resident.get(uid)
             if execution is None:
+                self._unborn.add(uid)
                 continue
             if execution is not asked[uid]:
                 self.read_again(uid)  # what was read may have been taken by then, in the run before
@@ -288,7 +293,8 @@ class Claims:
             self._cancel_without_code(before, cancel)
             return
         if flow is None:
-            self._committer.write(Release(before.uid, before.state, before.due_at, (), before.reason, before.version))
+            release = Release(before.uid, before.state, before.due_at, (), before.reason, before.version)
+            self._scheduler.leaving.give_back(release)
             return
         if not begun:
             entry = self._scheduler.begun(

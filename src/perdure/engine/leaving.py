@@ -180,7 +180,11 @@ class Leaving:
 
     def _freeze(self, execution: Execution, release: Release) -> None:
         execution.stopped = True
-        self.suspending[execution.uid] = release
+        self.give_back(release)
+
+    def give_back(self, release: Release) -> None:
+        """An instance of this replica's is to be nobody's: until it is, it is not brought into memory here."""
+        self.suspending[release.uid] = release
         self._committer.write(release)
 
     async def drain(self, seconds: float) -> None:

@@ -141,7 +141,9 @@ class Scheduler:
 
     def gate(self, execution: Execution) -> None:
         """`gate_open` is called as soon as the execution's writes are durable: now, if they are."""
-        if self._committer.durable < execution.gate or self.holding:
+        if execution.stopped:
+            execution.gated = False
+        elif self._committer.durable < execution.gate or self.holding:
             self._gated.append(execution)
         elif not execution.to_go:
             execution.gated = False
@@ -257,7 +259,7 @@ class Scheduler:
         self.leaving.suspending.pop(uid, None)
         self.forget(uid)
         if self.draining or to is not None:
-            self._committer.write(Release(uid, State.SCHEDULED, self.now(), to=to))
+            self.leaving.give_back(Release(uid, State.SCHEDULED, self.now(), to=to))
             return
         row = replace(
             before, run=write.run, arguments=write.arguments, first=before.first or before.arguments, edited_seq=-1,
@@ -278,7 +280,7 @@ class Scheduler:
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
         if len(self.resident) >= self.settings.max_running:  # more were created at once than there is room for
-            self._committer.write(Release(write.uid, State.SCHEDULED, self.now()))
+            self.leaving.give_back(Release(write.uid, State.SCHEDULED, self.now()))
             return
         parent = self.resident.get(write.parent) if write.parent is not None else None
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
@@ -293,6 +295,7 @@ class Scheduler:
         self.resident[execution.uid] = execution
         for message in self.early.pop(execution.uid, ()):
             execution.mailbox.admit(message)
+        self.claims.born(execution.uid)
         execution.loop.wake()
         return execution
 

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from perdure import errors
 from perdure.api.current import Current
@@ -36,10 +36,11 @@ def is_users_file(file: str) -> bool:
     return not file.startswith((_OURS, *_LIBRARY, "<"))
 
 
-def waits_at(task: asyncio.Task[Any]) -> str:
-    """file:line of the innermost line of the user's own code at which the task waits."""
+def waits_at(waiting: Any) -> str:
+    """file:line of the innermost line of the user's own code at which the task or coroutine waits."""
     found = ""
-    waiting: Any = task.get_coro()
+    if isinstance(waiting, asyncio.Task):
+        waiting = cast("asyncio.Task[Any]", waiting).get_coro()
     while waiting is not None:
         frame: FrameType | None = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
         frame = frame or getattr(waiting, "ag_frame", None)
@@ -70,8 +71,10 @@ class Change:
         self.before = before
         self.after = after
 
-    def __str__(self) -> str:
-        return f"{self.where} in {self.who}"
+    @property
+    def in_memory(self) -> bool:
+        """Where (effects, memory) is looked at: whether it is the second that was changed."""
+        return bool(self.before[1] != self.after[1])
 
 
 class Watch:
@@ -80,18 +83,18 @@ class Watch:
     Args:
         look: what is watched, as something to compare; called at every line.
         lines: False: only whose code it was is of interest; then it is looked once per call, not at every line.
-        told: called with each change.
     """
 
-    def __init__(
-        self, look: Callable[[], Any], *, lines: bool = True, told: Callable[[Change], None] | None = None
-    ) -> None:
+    told: Callable[[Change], None] | None = None
+    """Called with each change."""
+
+    def __init__(self, look: Callable[[], Any], *, lines: bool = True) -> None:
         self.found: list[Change] = []
         self.asked: list[tuple[Any, str]] = []
         """The operations that flows have asked for, and the lines at which they did."""
         self._look = look
+        self._looking = False
         self.lines = lines
-        self._told = told
         self._at: dict[FrameType, int] = {}
         """The line that each frame has come to: what is seen now was done there."""
 
@@ -107,22 +110,29 @@ class Watch:
 
     def refresh(self) -> None:
         """What has changed until now was done by nobody who is to blame."""
-        self._last = self._look()
+        self._last = self._seen()
+
+    def _seen(self) -> Any:
+        self._looking = True  # the test's own functions may be asked
+        try:
+            return self._look()
+        finally:
+            self._looking = False
 
     def blame(self, where: str, who: str) -> None:
         """If anything has changed since the last look, that was done by this one."""
-        now = self._look()
+        now = self._seen()
         if now != self._last:
             change = Change(where, who, self._last, now)
             self._last = now
             self.found.append(change)
-            if self._told is not None:
-                self._told(change)
+            if self.told is not None:
+                self.told(change)
 
     def _called(self, frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code is _ASK:
             self.asked.append((frame.f_locals["op"], _asked_at(frame)))
-        if event != "call" or not is_users(frame.f_code):
+        if event != "call" or self._looking or not is_users(frame.f_code):
             return None
         caller = _caller(frame)
         if caller is not None:

@@ -146,12 +146,12 @@ class _Trial:
         try:
             return await apart(lambda: play(self.script, faults, unload=unload))
         except Exception as error:
-            error.add_note(f"It was raised in a run with {', '.join(map(str, faults)) or 'no crash'}, and not in the first.")
+            error.add_note(
+                f"It was raised in a run with {', '.join(map(str, faults)) or 'no crash'}, and not in the first."
+            )
             raise
 
-    async def _compare(
-        self, calm: Play, other: Play, faults: tuple[Fault, ...], *, unload: bool = False
-    ) -> None:
+    async def _compare(self, calm: Play, other: Play, faults: tuple[Fault, ...], *, unload: bool = False) -> None:
         why = self._difference(calm, other)
         if why is not None:
             raise await apart(lambda: self._broken(why, faults, unload))
@@ -166,7 +166,8 @@ class _Trial:
                 line=crashed.swallows, because="Let CancelledError out: except Exception, or raise at the end.",
             )  # fmt: skip
         if now is None:
-            return Difference(f"it does not end any more: {crashed.stuck}", line=line_in(crashed.stuck or ""))
+            line = line_in(crashed.stuck or "")
+            return Difference("it does not end any more", crashed.stuck or "", _outcome(was), line=line)
         if self.check is not None:
             try:
                 self.check(now)
@@ -182,7 +183,9 @@ class _Trial:
             return Difference("it ends in another way", _outcome(now), _outcome(was))
         pair = (was.result, now.result) if was.error is None else (was.error, now.error)
         if not self.same(*pair):
-            alike = ", though it looks alike: give its class an __eq__, or same=" if repr(pair[0]) == repr(pair[1]) else ""
+            alike = (
+                ", though it looks alike: give its class an __eq__, or same=" if repr(pair[0]) == repr(pair[1]) else ""
+            )
             return Difference(f"its result is another{alike}", _outcome(now), _outcome(was))
         if now.exposed != was.exposed:
             return Difference("it exposes something else", repr(now.exposed), repr(was.exposed))
@@ -200,6 +203,8 @@ class _Trial:
         calm, crashed = traced((), unload=False), traced(faults, unload=unload)
         point = ", then ".join(crashed.faults)
         point = point or ("unloaded at every wait" if unload else "run once more without any crash")
+        if script.duplicates and len(crashed.commits) > 1:
+            point += ", its messages sent again"
         text, lines = report(referred(script.flow), point, why, calm, crashed, memory.names())
         return PromiseBroken(text, point=point, lines=lines)
 

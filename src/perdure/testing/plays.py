@@ -224,6 +224,8 @@ class _Player(Calm):
         self._resident = 0 if unload else MAX_RESIDENT
         self._watch = watch
         self._traced = watch is not None and watch.lines
+        if watch is not None:
+            watch.told = self._changed
         self._loud = loud
         self._play = Play()
         self._created = Fact()
@@ -335,7 +337,7 @@ class _Player(Calm):
         self._play.calls.append(call)
         work = inner(*args)
         if self._counts_waits:
-            work = Waiting(work, functools.partial(self._waits, info))
+            work = Waiting(work, functools.partial(self._waits, name))
         if self._watch is None:
             return await work
         call.asked_at = next((line for asked, line in self._watch.asked if asked is op), "")
@@ -356,14 +358,14 @@ class _Player(Calm):
             self._watch.blame(call.asked_at, f"step {call.name}")
             self._note(f"step {call.name} {what}")
 
-    def _waits(self, attempt: Any) -> None:
-        """The attempt is about to wait."""
+    def _waits(self, step: str, work: Any) -> None:
+        """An attempt is about to wait."""
         waits = self._play.waits
         waits[-1] += 1
         if (len(waits), True, waits[-1]) in self._faults:
             process = next(p for p in self._cluster.processes if p.loop is running_loop())
             # in a callback of its own: raised here, it would run through the step
-            process.loop.call_soon(self._kill, process, f"killed while step {attempt.step} waits", attempt.task)
+            process.loop.call_soon(self._kill, process, f"killed while step {step} waits", work)
 
     # ------------------------------------------------------------ the weather
 
@@ -431,12 +433,12 @@ class _Player(Calm):
             ):
                 self._play.unknown.add(_key(write.uid, write.run, write.key))
 
-    def _kill(self, process: Process, why: str, step: asyncio.Task[Any] | None = None) -> None:
+    def _kill(self, process: Process, why: str, step: Any = None) -> None:
         self._fault(process, why, step)
         self._cluster.kill(process)
         raise Killed
 
-    def _fault(self, process: Process, what: str, step: asyncio.Task[Any] | None = None) -> None:
+    def _fault(self, process: Process, what: str, step: Any = None) -> None:
         self._play.faults.append(what)
         if self._traced:
             self._note(what, ", ".join(_lines(process)) if step is None else waits_at(step))
@@ -446,6 +448,10 @@ class _Player(Calm):
     def _note(self, text: str, line: str = "") -> None:
         if self._traced:
             self._play.events.append(Event(self._cluster.time.now, len(self._play.commits), text, line))
+
+    def _changed(self, change: Change) -> None:
+        what = "memory" if self._traced and change.in_memory else "effects"
+        self._note(f"{change.who} changes the {what}", change.where)
 
     def _note_entries(self, batch: Batch, what: str) -> None:
         """Each entry of a batch has a line of the flow, that of the operation whose outcome it is."""

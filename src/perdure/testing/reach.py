@@ -20,6 +20,8 @@ from perdure.api.step import Step
 from perdure.errors import NotEncodable
 from perdure.testing.blame import FLOWS_OWN, Change, is_users, is_users_file
 
+LARGEST: Final = 10_000
+"""What is longer than so many characters is no variable but a table, and costs too much to be looked at all the time."""
 _NOTHING: Final = object()
 _ATOMS: Final = (int, float, complex, str, bytes, type(None))
 
@@ -179,10 +181,9 @@ def _function(thing: Any) -> Any:
 
 def _is_data(value: Any) -> bool:
     try:
-        _comparable(value)
+        return len(repr(_comparable(value))) <= LARGEST
     except (NotEncodable, RecursionError):
         return False
-    return True
 
 
 def _content(cell: CellType) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Final
 
 from perdure.api.flow import AnyFlow
 from perdure.lint import check
-from perdure.testing.blame import FLOWS_OWN, Change, short
+from perdure.testing.blame import FLOWS_OWN, short
 from perdure.testing.plays import Call, Event, Play
 
 WIDTH: Final = 62
@@ -39,8 +40,8 @@ IN_MEMORY: Final = (
     "changes it again. Keep it in a variable of the flow, or let a step write and read it."
 )
 UNKNOWN: Final = (
-    "The outcome of step {name} got lost, and the flow was told so by OutcomeUnknown: it may have happened. If what the "
-    "flow does then is right, say so by check=."
+    "The outcome of step {name} got lost, and the flow was told so by OutcomeUnknown: it may have happened. Let a step ask "
+    "the other side; if what the flow does then is right, say so by check=."
 )
 OTHER_STEP: Final = ": {now}, and not {was}. A step that runs again may do so: if all that follows is as right, say so by same= or check=."
 NOT_THE_SAME: Final = "Replayed, the flow's code does not ask for the same again."
@@ -86,8 +87,8 @@ def report(
 
 
 def plain(text: str) -> str:
-    """The text, in which functions inside of functions are called by their own names."""
-    return re.sub(r"[\w.<>]*<locals>\.", "", text)
+    """The text, in which functions inside of functions are called by their own names, and files as seen from here."""
+    return re.sub(r"[\w.<>]*<locals>\.", "", text).replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def _wrapped(first: str, indent: int, text: str) -> list[str]:
@@ -100,11 +101,12 @@ def _blame(
 ) -> Iterator[tuple[str, str]]:
     """Lines, and what is wrong there; the best guess first."""
     done = [*_done(calm, crashed)]
-    kept = [(c.where, IN_MEMORY.format(names=", ".join(memory))) for c in crashed.changes if _in_memory(c)]
+    kept = [(c.where, IN_MEMORY.format(names=", ".join(memory))) for c in crashed.changes if c.in_memory]
     asked = [*_asked(calm, crashed)]
     yield from done
     yield from kept
     yield from asked
+    yield from ((e.line, "Here the step waited when it was killed.") for e in crashed.events if "while step" in e.text)
     if not done and not asked:
         yield from _lint(flows)
     line = why.line or next((call.asked_at for call in crashed.calls if call.key == why.key), "")
@@ -125,7 +127,7 @@ def _done(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
         was, now = before[line, who], after[line, who]
         if was != now and who not in other:
             hint = IN_FLOW if who == FLOWS_OWN else CUT_OFF if now > was else NOT_TO_ITS_END
-            yield line, f"{who} did this {_times(now)}, and {_times(was)} without a crash. {hint}"
+            yield line, f"{who[:1].upper()}{who[1:]} did this {_times(now)}, and {_times(was)} without a crash. {hint}"
 
 
 def _asked(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
@@ -153,12 +155,7 @@ def _answers(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
 
 
 def _effects(play: Play) -> Counter[tuple[str, str]]:
-    return Counter((change.where, change.who) for change in play.changes if not _in_memory(change))
-
-
-def _in_memory(change: Change) -> bool:
-    """Whether it is what the flow keeps in memory that was changed: `before` and `after` are (effects, memory)."""
-    return bool(change.before[1] != change.after[1])
+    return Counter((change.where, change.who) for change in play.changes if not change.in_memory)
 
 
 def _other(play: Play, than: Play) -> list[Call]:
@@ -187,14 +184,16 @@ def line_in(reason: str) -> str:
 
 
 def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times" if n else "not at all"
+    return ("not at all", "once", "twice")[n] if n < 3 else f"{n} times"
 
 
 def side_by_side(left: Sequence[Event], right: Sequence[Event], over_left: str, over_right: str) -> list[str]:
     """Two timelines, as columns; what is the same stands side by side as far as it comes in the same order."""
-    rows: list[tuple[str, str]] = []
-    same = SequenceMatcher(None, [e.text for e in left], [e.text for e in right], autojunk=False)
-    for _, i, i_end, j, j_end in same.get_opcodes():
+    texts = [event.text for event in left], [event.text for event in right]
+    alike = next((n for n, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    rows = [*zip(map(_line, left[:alike]), map(_line, right[:alike]), strict=True)]
+    left, right = left[alike:], right[alike:]
+    for _, i, i_end, j, j_end in SequenceMatcher(None, *(t[alike:] for t in texts), autojunk=False).get_opcodes():
         rows += zip_longest(map(_line, left[i:i_end]), map(_line, right[j:j_end]), fillvalue="")
     first = next((n for n, (a, b) in enumerate(rows) if a != b), 0)
     start = max(0, first - LINES // 2)
@@ -207,9 +206,9 @@ def side_by_side(left: Sequence[Event], right: Sequence[Event], over_left: str, 
 
 def _line(event: Event) -> str:
     """The event; what stands at its end is cut before its line is."""
-    at = timedelta(seconds=round(event.at, 3))
+    at, point, part = str(timedelta(seconds=round(event.at, 3))).partition(".")
     line = event.line.rpartition("/")[2]
-    text = f"{at!s:>8} {plain(event.text)}"
+    text = f"{at + point + part.rstrip('0'):>9} {plain(event.text)}"
     return f"{_cut(text, WIDTH - len(line) - 2)}  {line}" if line else text
 
 

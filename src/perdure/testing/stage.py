@@ -98,7 +98,7 @@ ROOT: Final = _uid(ID)
 class Waiting:
     """Awaits something, and tells of each of the first times that it waits."""
 
-    def __init__(self, work: Awaitable[Any], waits: Callable[[], None]) -> None:
+    def __init__(self, work: Awaitable[Any], waits: Callable[[Any], None]) -> None:
         self._work = work
         self._waits = waits
 
@@ -113,7 +113,7 @@ class Waiting:
                 return end.value
             if left > 0:
                 left -= 1
-                self._waits()
+                self._waits(self._work)
             try:
                 step, given = work.send, (yield waits_for)
             except BaseException as error:

@@ -83,7 +83,9 @@ async def test_nothing_is_left_behind() -> None:
     assert state() == before
 
 
-@pytest.mark.xfail(strict=True, reason="a process of a cluster that is cleared tells the collector twice that it stopped")
+@pytest.mark.xfail(
+    strict=True, reason="a process of a cluster that is cleared tells the collector twice that it stopped"
+)
 async def test_the_collector_counts_engines_right() -> None:
     before = collector._engines
     try:
@@ -252,7 +254,7 @@ for body in (gathers, with_generators):
 
 
 def test_in_debug_mode() -> None:
-    assert run("-c", "import logging; logging.disable()\n" + DEBUG, PYTHONASYNCIODEBUG="1", PYTHONPATH=".") == "5\n3\n"
+    assert run("-c", "import logging; logging.disable()\n" + DEBUG, PYTHONASYNCIODEBUG="1") == "5\n3\n"
 
 
 # ------------------------------------------------------------ what steps may use

@@ -172,6 +172,11 @@ async def counter(left: int, total: int, per_run: int) -> int:
     return total
 
 
+@flow(name="listener")
+async def listener(count: int) -> list[int]:
+    return [await receive(int) for _ in range(count)]
+
+
 @flow(name="sleeper")
 async def sleeper() -> NoReturn:
     try:
@@ -349,6 +354,15 @@ async def do_detached(node: Node) -> Any:
     return "detached"
 
 
+async def do_tell(node: Node) -> Any:
+    """One sender's messages keep their order."""
+    child = await start(listener, len(node["parts"]), id=node["id"])
+    for i, part in enumerate(node["parts"]):
+        await child.send(i)
+        await do(part)
+    return await child.result()
+
+
 async def do_left(node: Node) -> Any:
     """Nobody waits for it: it is cancelled when this flow ends."""
     await start(sleeper, id=node["id"])
@@ -405,6 +419,8 @@ def fits(node: Node, got: Any) -> bool:
             return got == node["value"]
         case "maybe":
             return got in (node["value"], None)
+        case "tell":
+            return got == list(range(len(node["parts"])))
         case "several" | "stream":
             return got == list(range(node["count"]))
         case "all" | "lock" | "child":
@@ -450,7 +466,7 @@ class Maker:
         small += ["several", "stream", "capture", "look", "cancelled"]
         if sure:
             small += ["add", "add", "left"]
-        large = ["all", "lock", "race", "limit", "group", "child", "started"] + (["detached"] if sure else [])
+        large = ["all", "lock", "race", "limit", "group", "child", "started", "tell"] + (["detached"] if sure else [])
         kind = self.chance.choice(small if depth >= 3 or self.chance.random() < 0.6 else large)
         node = {"do": kind, "n": next(self._number)}
         return node | getattr(self, f"_{kind}", self._nothing)(node, id, depth, sure)
@@ -517,6 +533,8 @@ class Maker:
 
     def _started(self, node: Node, id: str, depth: int, sure: bool) -> Node:
         return self._child(node, id, depth, sure) | {"between": self.node(id, depth + 1, sure=sure)}
+
+    _tell = _child
 
     def _detached(self, node: Node, id: str, depth: int, sure: bool) -> Node:
         made = self._child(node, id, depth, sure)

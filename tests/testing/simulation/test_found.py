@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from perdure import Engine, State, continue_as_new, delay, flow, receive, start, step
+import pytest
+
+from perdure import Engine, State, continue_as_new, flow, receive, start, step
 from perdure.errors import CommitUnknown, LeaseLost
-from perdure.model.writes import Continue, Create, Release
+from perdure.model.writes import Continue, Create, Release, Send
 from perdure.testing.cluster import Calm, Cluster, Process
 from perdure.testing.loops import apart
 
@@ -55,13 +57,17 @@ async def adds(left: int, total: int) -> int:
     return total
 
 
-@flow(name="tries")
-async def tries() -> None:
-    await doubled(1)
-    await delay(100)
+@flow(name="gives up")
+async def gives_up() -> int:
+    try:
+        async with asyncio.timeout(0.2):
+            await doubled(1)
+    except TimeoutError:
+        pass
+    return await doubled(2)
 
 
-FLOWS = [waits, works, starts_several, starts_one, adds, tries]
+FLOWS = [waits, works, starts_several, starts_one, adds, gives_up]
 
 
 Hold = Callable[[str, Any], float]
@@ -102,12 +108,12 @@ def once(matches: Callable[[str, Any], bool], seconds: float) -> Hold:
     return held
 
 
-def writes(kind: type, **about: Any) -> Callable[[str, Any], bool]:
+def writes(of: type, /, **about: Any) -> Callable[[str, Any], bool]:
     """Whether the call commits such a write."""
 
     def matches(method: str, args: Any) -> bool:
         return method == "commit" and any(
-            isinstance(w, kind) and all(getattr(w, name) == value for name, value in about.items()) for w in args[0].writes
+            isinstance(w, of) and all(getattr(w, name) == value for name, value in about.items()) for w in args[0].writes
         )
 
     return matches
@@ -188,16 +194,18 @@ async def test_a_message_for_what_was_created_just_now_is_not_overlooked() -> No
 
 
 class Late(Calm):
-    """The first claim of the replica is said to be lost, and arrives when something has come that it takes."""
+    """The first claim after a release is said to be lost, and arrives when something is sent to the instance."""
 
+    released = False
     late: Work | None = None
 
     async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
-        if process.name == "replica" and method == "claim" and self.late is None:
+        if method == "claim" and self.released and self.late is None:
             self.late = work
             raise CommitUnknown("the answer was lost")
         answer = await work()
-        if writes(Create, id="two")(method, args):
+        self.released = self.released or writes(Release)(method, args)
+        if writes(Send)(method, args):
             assert self.late is not None
             with contextlib.suppress(LeaseLost):
                 await self.late()
@@ -206,7 +214,35 @@ class Late(Calm):
 
 async def test_a_claim_that_comes_late_takes_nothing_away() -> None:
     async def outside(engine: Engine) -> int:
-        await asyncio.sleep(3)
-        return await engine.run(works, 1, id="two")
+        handle = await engine.start(waits, id="one")
+        await asyncio.sleep(5)
+        await handle.send(1)
+        return await handle.result()
 
-    assert await played(outside, Late()) == 2
+    assert await played(outside, Late(), unload_after=0.1) == 1
+
+
+async def test_what_is_dropped_and_asked_for_while_an_engine_drains_does_not_stop_its_committer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = Cluster(Slow(arrives=once(writes(Create, id="two"), 3)))
+
+    async def program(process: Process) -> None:
+        process.engine = Engine(process.store, flows=FLOWS, version="one", drain=0)
+        async with process.engine as engine:
+            await engine.start(gives_up, id="one")
+            await asyncio.sleep(0.1)
+            starting = asyncio.ensure_future(engine.start(works, 1, id="two"))
+            await asyncio.sleep(1)  # the flow has given one step up and asked for another; that is not on disk yet
+        await starting
+
+    def run() -> None:
+        process = cluster.start(program, "replica")
+        try:
+            while not process.outcome.done():
+                cluster.turn()
+        finally:
+            cluster.end()
+
+    await apart(run)
+    assert "the committer failed" not in caplog.text
