@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 
-def perdure(*args: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+def perdure(*args: str, before: str = "pass") -> "subprocess.CompletedProcess[str]":
     program = f"import sys; {before}; sys.argv = ['perdure', *{list(args)!r}]; from perdure.cli import main; main()"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
 
