@@ -359,7 +359,7 @@ async def test_its_text_says_how_the_instance_stands_and_what_runs_again(world: 
     assert str(panel).splitlines()[:3] == ["trip '1': succeeded", "  arguments ['bob']", "  result ['x']"]
 
 
-@pytest.mark.parametrize("control", ["\x00", "\x07", "\n", "\r", "\x1b[2J", "\x7f", "\x9b31m", "\u2028", "\u202e"])
+@pytest.mark.parametrize("control", ["\x01", "\x07", "\n", "\r", "\x1b[2J", "\x7f", "\x9b31m", "\u2028", "\u202e"])
 async def test_no_stored_text_steers_the_terminal(world: World, control: str) -> None:
     evil = f"a{control}b"
 
