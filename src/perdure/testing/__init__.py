@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from perdure.testing.crashing import PromiseBroken, crash_everywhere
     from perdure.testing.flows import Flows, Stuck
+    from perdure.testing.plays import Ending
     from perdure.testing.record_file import NotARecording
     from perdure.testing.record_redaction import Where, drop
     from perdure.testing.recording import Recording, record
     from perdure.testing.replaying import OtherEnd, Replay, replay
 
 __all__ = [
+    "Ending",
     "Flows",
     "NotARecording",
     "OtherEnd",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "Ending": "plays",
     "Flows": "flows",
     "NotARecording": "record_file",
     "OtherEnd": "replaying",

@@ -211,8 +211,6 @@ class Process:
             for execution in list(member.scheduler.resident.values()):
                 execution.stopped = True
                 _held.extend(ending.unload(execution))
-        if member is not None:
-            collector.engine_stopped()
         for _ in range(TURNS):
             tasks = asyncio.all_tasks(self.loop)
             if not tasks:
@@ -224,6 +222,8 @@ class Process:
             except SystemExit:
                 continue
         _held.extend(asyncio.all_tasks(self.loop))
+        if self.engine is not None and self.engine._member is not None:  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+            collector.engine_stopped()  # it did not come to that by itself
         if self.outcome.done() and not self.outcome.cancelled():
             self.outcome.exception()
         self.loop.close()

@@ -61,31 +61,32 @@ async def crash_everywhere(
     The flow runs undisturbed, in virtual time on a store in memory, and then once for every commit of that run and every
     way of failing there: killed before the commit, killed after it, the commit done and reported as unknown, the lease
     lost right before it; and killed at every wait inside a step. After each a fresh engine (or the same, if it lives)
-    goes on from the journal. One more run unloads the flow at every wait, so that it is replayed then. Compared are the
-    outcome, what is exposed, and `effects`.
+    goes on from the journal. Two more runs: once more undisturbed, since what is not the same then cannot be compared;
+    and unloaded at every wait, so that it is replayed there. Compared are the end, what is exposed, and `effects`.
 
     Steps run for real, once more wherever a crash makes them: let them work on something that the test can look at, or
     stub them. All runs are in this process. Data in globals that the flow's own code changes, and no step, is put back
     before each "process" begins, as a new one would have it, and caches that it fills are emptied; what steps change is
-    the outside world, and stays. A step that waits for sockets is waited for in real time; sync steps run where the loop
-    runs.
+    the outside world, and stays. Sync steps run where the loop runs.
 
     Args:
         flow: the flow; children that it names are found by themselves.
-        messages: sent to it, in this order, right after it was started.
-        drive: called with the handle when the instance is started, in every process: what else the outside does. It may
-            sleep (virtual time), send, look. It begins anew after a crash, so its messages want a `key`.
+        messages: sent to it, in this order, right after it was started, by the process that is crashed; with a key each.
+            An `Outgoing` brings its own key and name; its id is not looked at.
+        drive: what else the outside does: called once per run with a handle, in a process that is not crashed. It may
+            sleep (virtual time), send, cancel and look; the run lasts until it has ended as well.
         effects: what the steps have done to the world, as a list, dict or set (or several, in a tuple): it is emptied
             before every run and compared after it, lists without regard to order. Or a pair (reset, look) of functions.
         stubs: what is done instead of steps, or of functions given to `capture` and `transaction`: by these, or names.
         same: whether two results (or errors) are as good as each other; by default they must be equal.
-        check: instead of comparing anything: called with how each run ended, and raises AssertionError if that is wrong.
+        check: instead of comparing ends: called with how each run ended, and raises AssertionError if that is wrong.
         crashes: 2: also a second crash at every point of what follows the first (the runs are squared).
         duplicates: messages are sent without keys, so that a sender that begins anew sends them again.
 
     Raises:
-        PromiseBroken: with the point, the difference, the line to blame and both timelines.
+        PromiseBroken: a crash has made a difference; it names the point, the difference, the lines to blame.
         Stuck: the undisturbed run does not end by itself: a message is missing, or it is blocked.
+        ValueError: the options do not fit together, or a stub is for no step that ran.
         The flow's own error, if it fails in every run; and what `drive` raises.
     """
     function, positional = unwrap(flow, args)

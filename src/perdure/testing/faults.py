@@ -25,8 +25,10 @@ _BY_TIME: Final = ("crash", "restart", "pause", "away", "clock")
 _WRITES: Final = frozenset(
     {"commit", "edit", "claim", "claim_blocked", "wakeups", "raise_epoch", "join", "leave", "reap", "retire", "forget"}
 )
+_NEVER_LATE: Final = frozenset({"wakeups"})
+"""These prove no epoch: nothing shuts them out."""
 _RATES: Final = {
-    "commit": 0.03, "raise_epoch": 0.1, "join": 0.1, "leave": 0.1, "edit": 0.1, "claim": 0.01, "wakeups": 0.01, "load": 0.02,
+    "commit": 0.05, "raise_epoch": 0.1, "join": 0.1, "leave": 0.1, "edit": 0.1, "claim": 0.01, "wakeups": 0.01, "load": 0.02,
     "inbox": 0.02, "find": 0.03, "reap": 0.002, "renew": 0.02, "wake-up": 0.1, "message": 0.3, "instances": 0.003,
 }  # fmt: skip
 """How often a call meets a fault, where the weather is middling."""
@@ -79,21 +81,22 @@ class Stage(Protocol):
 class _Line:
     """One process's calls of one method: their own streams of chance, so that others do not disturb them."""
 
-    __slots__ = ("at_once", "chance", "faults", "number", "rate")
+    __slots__ = ("at_once", "chance", "faults", "number", "rate", "slowness")
 
-    def __init__(self, seed: int, process: str, method: str, intensity: float) -> None:
+    def __init__(self, seed: int, process: str, method: str, intensity: float, slowness: float) -> None:
         self.chance = random.Random(f"{seed}/{process}/{method}")
         self.faults = random.Random(f"{seed}/{process}/{method}/faults")
         self.number = 0
         self.rate = intensity * _RATES.get(method, _OTHER_RATE)
         self.at_once = _AT_ONCE.get(method, _OTHERS_AT_ONCE)
+        self.slowness = slowness
 
     def delays(self) -> tuple[float, float]:
         """How long the next call is on its way to the store, and its answer back."""
         chance = self.chance.random
         if chance() < self.at_once:
             return 0.0, 0.0
-        longest = 0.15 if chance() < 0.05 else 0.005
+        longest = self.slowness * (20.0 if chance() < 0.05 else 1.0)
         return 0.0002 + longest * chance(), 0.0002 + longest * chance()
 
 
@@ -116,6 +119,8 @@ class Storm:
         left = [kind for kind in KINDS if kind in kinds]
         self._kinds = frozenset([kind for kind in left if chance.random() >= OFF] or left)
         self._intensity = 10 ** chance.uniform(-0.7, 0.5)
+        self._slowness = 0.005 * 10 ** (1.5 * chance.random() ** 2)
+        """How long a call is on its way, mostly at most."""
         self._lines: dict[tuple[str, str], _Line] = {}
         self._away: dict[str, float] = {}
         """Until when a process, or everybody (""), cannot reach the store."""
@@ -178,6 +183,8 @@ class Storm:
             self._stage.cluster.later(0.0, partial(self._stop, process, seconds))
             return await call.exchange(there, back)
         arrives, how = self._arrival(chance, there)
+        if kind == "unknown" and call.method in _NEVER_LATE and arrives != there:
+            arrives, how = None, "is not done"
         if kind == "unknown":
             self._fire(key, process.name, f"the answer to {what} is lost, which {how}")
             return await call.exchange(arrives, there + back, lost=True)
@@ -187,11 +194,11 @@ class Storm:
 
     def _arrival(self, chance: random.Random, there: float) -> tuple[float | None, str]:
         draw = chance.random()
-        if draw < 0.45:
+        if draw < 0.35:
             return there, "is done"
-        if draw < 0.7:
+        if draw < 0.5:
             return None, "is not done"
-        seconds = _long(chance, 0.05, 30.0)
+        seconds = _long(chance, 0.01, 15.0)
         return seconds, f"arrives after {seconds:.3f} s"
 
     def renew(self, process: Process, work: Callable[[], float]) -> float:
@@ -316,7 +323,9 @@ class Storm:
     def _line(self, process: Process, method: str) -> _Line:
         line = self._lines.get((process.name, method))
         if line is None:
-            line = self._lines[process.name, method] = _Line(self._seed, process.name, method, self._intensity)
+            line = self._lines[process.name, method] = _Line(
+                self._seed, process.name, method, self._intensity, self._slowness
+            )
         return line
 
     def _allowed(self, key: str) -> bool:
@@ -347,13 +356,13 @@ class Storm:
 class _Call:
     """One call of the store by a process."""
 
-    __slots__ = ("_args", "_method", "_stage", "_work", "process")
+    __slots__ = ("_args", "_stage", "_work", "method", "process")
 
     def __init__(
         self, stage: Stage, process: Process, method: str, args: Any, work: Callable[[], Coroutine[Any, Any, Any]]
     ) -> None:
         self._stage = stage
-        self._method = method
+        self.method = method
         self._args = args
         self._work = work
         self.process = process
@@ -397,7 +406,7 @@ class _Call:
             answer = _at_once(self._work())
         except PerdureError as raised:
             error = raised
-        self._stage.arrived(self.process, self._method, self._args, answer, error)
+        self._stage.arrived(self.process, self.method, self._args, answer, error)
         return answer, error
 
 

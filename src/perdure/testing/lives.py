@@ -23,7 +23,7 @@ from perdure.engine.engine import MAX_RESIDENT, Engine
 from perdure.engine.payloads import Payloads
 from perdure.engine.steps import Attempt
 from perdure.errors import FlowWarning, PerdureError
-from perdure.model.records import Entry, Instance, Kind, State
+from perdure.model.records import Instance, Kind, State
 from perdure.testing.chronicle import Chronicle, Event
 from perdure.testing.cluster import Cluster, Process
 from perdure.testing.faults import Fault, Storm

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+RESOLUTION: Final = 1e-6
+"""Seconds that are taken for no time: asyncio's own nanosecond is lost in a float after some months of virtual time."""
 IO_SECONDS: Final = 0.02
 """An idle loop that has sockets open waits so long, really, for something to come, before time is moved."""
 
@@ -39,6 +41,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.wakes_at = 0.0
         """When it has something to do by itself; infinite: never."""
         super().__init__(_Selector(self))
+        self._clock_resolution = RESOLUTION
 
     def time(self) -> float:
         """Seconds of virtual time."""

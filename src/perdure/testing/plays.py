@@ -34,7 +34,7 @@ from perdure.testing.cluster import Calm, Cluster, Killed, Process
 from perdure.testing.inside import FlowsStore, Inside
 from perdure.testing.reach import Memory
 from perdure.testing.referred import referred
-from perdure.testing.stage import ID, ROOT, Fact, OutsideEngine, SteadySystem, Waiting, hang_up
+from perdure.testing.stage import ID, ROOT, Fact, SteadySystem, Waiting, hang_up
 from perdure.testing.stubs import Stubs
 
 T = TypeVar("T")
@@ -46,12 +46,10 @@ Mode = Literal["before", "after", "unknown", "lease", "inside"]
 
 CENTURY: Final = 100 * 365 * 86400.0
 CALM: Final = 1e9
-PATIENCE: Final = 5_000
+PATIENCE: Final = 20_000
 """So many turns in which nothing is written, and then nothing is expected any more."""
 COMMITS: Final = 5_000
 """Who has made so many commits does not end."""
-RESOLUTION: Final = 1e-6
-"""Seconds that the loops take for no time. asyncio's own nanosecond is lost in a float after some months of virtual time."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -229,8 +227,6 @@ class _Player(Calm):
         self._loud = loud
         self._play = Play()
         self._created = Fact()
-        self._finished = Fact()
-        """The instance may have ended. It is waited for so, since `result` polls while the flow is not in memory."""
         self._cluster = Cluster(self, calm=CALM, store=FlowsStore)
         self._flows = referred(script.flow)
         self._stubbed: Scheduler | None = None
@@ -258,7 +254,9 @@ class _Player(Calm):
     def _run(self) -> None:
         outcome, cluster = self._play, self._cluster
         process = self._start()
-        outside = self._outside = self._begin(self._drive, "outside") if self._script.drive is not None else None
+        outside = self._outside = (
+            self._cluster.start(self._drive, "outside") if self._script.drive is not None else None
+        )
         idle, written = 0, 0
         while (outcome.ending is None or self._drives()) and outcome.stuck is None:
             if process not in cluster.processes:
@@ -287,15 +285,10 @@ class _Player(Calm):
             outcome.swallows = waits_at(scheduler.stuck[0]) or repr(scheduler.stuck[0])
 
     def _start(self) -> Process:
-        process = self._begin(self._program)
+        process = self._cluster.start(self._program)
         process.system = process.connection.system = SteadySystem(
             self._cluster, process, None if self._created.true else ROOT
         )
-        return process
-
-    def _begin(self, program: Callable[[Process], Coroutine[Any, Any, Any]], name: str | None = None) -> Process:
-        process = self._cluster.start(program, name)
-        process.loop._clock_resolution = RESOLUTION  # pyright: ignore  # noqa: SLF001
         return process
 
     def _drives(self) -> bool:
@@ -316,7 +309,6 @@ class _Player(Calm):
                 message = item if isinstance(item, Outgoing) else Outgoing(ID, item)
                 key = message.key or (None if script.duplicates else f"message {number}")
                 await handle.send(message.message, key=key, name=message.name)
-            await self._finished.wait()
             self._play.ending = await _ending(handle)
             await asyncio.Event().wait()
 
@@ -324,7 +316,7 @@ class _Player(Calm):
         """What the outside does, in a process of its own."""
         drive = self._script.drive
         assert drive is not None  # noqa: S101  or there is no such process
-        engine = process.engine = OutsideEngine(process.store, self._finished)
+        engine = process.engine = Engine(process.store, execute=False)
         async with engine:
             await self._created.wait()
             self._driving = asyncio.current_task()
@@ -375,10 +367,7 @@ class _Player(Calm):
         if process is self._outside:
             return await self._call_from_outside(method, args, work)
         if method not in ("commit", "transact"):
-            answer = await work()
-            if method == "edit":
-                self._finished.come_true()
-            return answer
+            return await work()
         commits = self._play.commits
         commits[-1] += 1
         number = commits[-1]
@@ -424,8 +413,6 @@ class _Player(Calm):
         for write in batch.writes:
             if isinstance(write, Create) and write.uid == ROOT:
                 self._created.come_true()
-            elif isinstance(write, Finish) and write.uid == ROOT:
-                self._finished.come_true()
             elif isinstance(write, Release) and write.state is State.BLOCKED:
                 self._play.stuck = f"it is blocked: {write.reason}"
             elif (

@@ -75,7 +75,7 @@ def report(
     for line, because in _blame(flows, why, calm, crashed, memory):
         if line:
             blamed.setdefault(line, because)
-    text = [f"{flows[0].name}, {point}: {why.text}"]
+    text = _wrapped("", 0, f"{flows[0].name}, {point}: {why.text}")
     if why.then or why.before:
         width = len(why.when) + 4
         text += [*_wrapped("  then: ", width, why.then), *_wrapped(f"  {why.when}: ", width, why.before)]
@@ -92,7 +92,7 @@ def plain(text: str) -> str:
 
 
 def _wrapped(first: str, indent: int, text: str) -> list[str]:
-    lines = wrap(_cut(text, VALUE), 2 * WIDTH - indent, break_on_hyphens=False) or [""]
+    lines = wrap(_cut(plain(text), VALUE), 2 * WIDTH - indent, break_on_hyphens=False) or [""]
     return [f"{first:{indent}}{lines[0]}", *(f"{'':{indent}}{line}" for line in lines[1:])]
 
 
@@ -125,7 +125,7 @@ def _done(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
     other = {f"step {call.name}" for call in (*_other(crashed, calm), *_other(calm, crashed))}
     for line, who in {**after, **before}:
         was, now = before[line, who], after[line, who]
-        if was != now and who not in other:
+        if (now > was or (now < was and crashed.ending is not None)) and who not in other:
             hint = IN_FLOW if who == FLOWS_OWN else CUT_OFF if now > was else NOT_TO_ITS_END
             yield line, f"{who[:1].upper()}{who[1:]} did this {_times(now)}, and {_times(was)} without a crash. {hint}"
 
@@ -137,7 +137,7 @@ def _asked(calm: Play, crashed: Play) -> Iterator[tuple[str, str]]:
     for call in (*crashed.calls, *calm.calls):
         if call.key in crashed.unknown:
             yield call.asked_at, UNKNOWN.format(name=call.name)
-    for call in _other(calm, crashed):
+    for call in _other(calm, crashed) if crashed.ending is not None else ():
         yield call.asked_at, f"Here the flow asks for step {call.name} without a crash; after the crash it did not."
 
 
@@ -167,7 +167,7 @@ def _other(play: Play, than: Play) -> list[Call]:
 def _lint(flows: Sequence[AnyFlow]) -> Iterator[tuple[str, str]]:
     """What the lint finds in these flows."""
     files = {code.co_filename for flow in flows if (code := getattr(inspect.unwrap(flow.fn), "__code__", None))}
-    texts = {file: Path(file).read_text(encoding="utf-8") for file in files if Path(file).is_file()}
+    texts = {file: Path(file).read_text(encoding="utf-8", errors="replace") for file in files if Path(file).is_file()}
     names = {flow.fn.__name__ for flow in flows}
     for finding in check(texts).findings:
         if finding.calls and finding.calls[0] in names and finding.code < "PD6":

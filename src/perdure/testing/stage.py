@@ -1,4 +1,4 @@
-"""What a play happens on: machines whose ids are the same in every play, the outside's engine, facts that all may wait for.
+"""What a play happens on: machines whose ids are the same in every play, facts that all may wait for, waits that are told of.
 
 It knows nothing of what is played.
 """
@@ -15,10 +15,8 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from perdure.api.scope import Place, running_loop, scope
-from perdure.engine.engine import Engine
 from perdure.engine.execution import Execution
 from perdure.engine.loop import FlowLoop
-from perdure.stores.contract import Store
 from perdure.testing.cluster import Cluster, ClusterSystem, Process
 from perdure.testing.loops import VirtualLoop
 
@@ -48,20 +46,6 @@ class Fact:
             event = asyncio.Event()
             self._waiting.append((asyncio.get_running_loop(), event))
             await event.wait()
-
-
-class OutsideEngine(Engine):
-    """The engine of `drive`, which runs nothing."""
-
-    def __init__(self, store: Store, finished: Fact) -> None:
-        super().__init__(store, execute=False)
-        self._finished = finished
-
-    async def result(self, flow: str, id: str, uid: bytes, timeout: float | None) -> Any:
-        """See Engine: it would look twice a second, and time skips over months."""
-        if timeout is None and uid == ROOT:
-            await self._finished.wait()
-        return await super().result(flow, id, uid, timeout)
 
 
 class SteadySystem(ClusterSystem):

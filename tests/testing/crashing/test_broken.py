@@ -50,6 +50,8 @@ async def test_a_crash_shows_what_is_broken(name: str) -> None:
     with pytest.raises(PromiseBroken) as broken:
         await crash_everywhere(module.broken, *module.ARGS, **module.OPTIONS)
     assert {line_of(broken.value.lines[0])} == marks(name)["here"], str(broken.value)
+    assert all(len(line) <= 130 for line in str(broken.value).splitlines())
+    assert "a library" not in str(broken.value)  # all is done by somebody
 
 
 @pytest.mark.parametrize("name", CASES)

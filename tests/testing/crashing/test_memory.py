@@ -211,6 +211,31 @@ async def takes_two() -> int:
     return await left("book")
 
 
+registry: dict[str, object] = {}
+
+
+@step
+async def register(item: str) -> None:
+    registry[item] = True
+
+
+@step
+async def is_registered(item: str) -> bool:
+    return item in registry
+
+
+@flow
+async def registers_in_what_it_began() -> bool:
+    registry.setdefault("begun", True)
+    await register("pen")
+    return await is_registered("pen")
+
+
+async def test_what_steps_change_as_well_stays() -> None:
+    assert await crash_everywhere(registers_in_what_it_began)
+    registry.clear()
+
+
 async def test_what_steps_change_stays() -> None:
     def reset() -> None:
         asked.clear()
@@ -236,17 +261,20 @@ async def test_what_captured_work_changes_stays() -> None:
     fetched.clear()
 
 
+lines: list[str] = []
+
+
 @flow
 async def writes_effects() -> None:
-    asked["flow"] = f"{asked}"
+    lines.append("begun")
     await ask("x")
 
 
-async def test_effects_are_the_world_also_if_the_flow_itself_changes_them() -> None:
-    with pytest.raises(PromiseBroken, match="The flow's own code did this twice, and once without a crash"):
-        await crash_everywhere(writes_effects, effects=asked)
-    with pytest.raises(PromiseBroken, match="The flow's own code did this twice, and once without a crash"):
-        await crash_everywhere(writes_effects, effects=(asked.clear, lambda: dict(asked)))
+@pytest.mark.parametrize("effects", [lines, (lambda: lines.clear(), lambda: list(lines))])
+async def test_effects_are_the_world_also_if_the_flow_alone_changes_them(effects: Any) -> None:
+    with pytest.raises(PromiseBroken, match="The flow's own code did this twice, and once without a crash") as broken:
+        await crash_everywhere(writes_effects, effects=effects)
+    assert broken.value.point.startswith("killed before commit 2")
 
 
 class Bank:

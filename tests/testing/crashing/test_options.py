@@ -163,7 +163,7 @@ async def gives_strange() -> Holder:
 
 
 async def test_results_that_cannot_be_compared() -> None:
-    with pytest.raises(PromiseBroken, match="looks alike: give its class an __eq__, or same="):
+    with pytest.raises(PromiseBroken, match="its result is another, though it looks alike: give its class an __eq__"):
         await crash_everywhere(gives_receipt)
     assert (await crash_everywhere(gives_receipt, same=lambda a, b: a.id == b.id)).id == "r1"
     Holder.__eq__ = lambda a, b: bool(Strange() == Strange())  # type: ignore[method-assign, assignment]
@@ -247,6 +247,26 @@ async def test_check_that_fails() -> None:
     with pytest.raises(AssertionError, match="never") as failed:
         await crash_everywhere(ends_somehow, effects=done, check=wrong)
     assert not isinstance(failed.value, PromiseBroken)
+
+
+async def test_what_only_a_second_crash_shows() -> None:
+    attempts: dict[str, int] = {}
+
+    @step
+    async def third_time_lost() -> None:
+        attempts[current().key] = attempts.get(current().key, 0) + 1
+        if attempts[current().key] == 3:
+            log.append("lost")
+
+    @flow
+    async def does() -> None:
+        await third_time_lost()
+
+    effects = (lambda: (log.clear(), attempts.clear()), lambda: list(log))
+    await crash_everywhere(does, effects=effects)
+    with pytest.raises(PromiseBroken) as broken:
+        await crash_everywhere(does, effects=effects, crashes=2)
+    assert broken.value.point.count("killed before commit 2") == 2
 
 
 # ------------------------------------------------------------ stubs

@@ -179,7 +179,8 @@ async def by_queue() -> list[object]:
 
     async def worker() -> None:
         while not queue.empty():
-            found.append(await slowly(queue.get_nowait(), 1))
+            number = queue.get_nowait()
+            found.append(await slowly(number, 1 + number / 10))
 
     for n in range(5):
         queue.put_nowait(n)
@@ -284,6 +285,19 @@ async def retries() -> tuple[str, timedelta]:
     return await third_time(), now() - begun
 
 
+@step(retry=Retry(attempts=3, jitter=0.5))
+async def second_time() -> str:
+    if current().attempt < 2:
+        raise Down
+    return "up"
+
+
+@flow
+async def retries_with_jitter() -> tuple[str, timedelta]:
+    begun = now()
+    return await second_time(), now() - begun
+
+
 @step(timeout=5)
 async def too_slow() -> None:
     await asyncio.sleep(100)
@@ -325,7 +339,7 @@ async def with_progress() -> str:
     return await heartbeats()
 
 
-@pytest.mark.parametrize("body", [retries, times_out, captures, with_progress])
+@pytest.mark.parametrize("body", [retries, retries_with_jitter, times_out, captures, with_progress])
 async def test_steps(body: Callable[[], Coroutine[Any, Any, object]]) -> None:
     await crashed(body)
 

@@ -83,9 +83,6 @@ async def test_nothing_is_left_behind() -> None:
     assert state() == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a process of a cluster that is cleared tells the collector twice that it stopped"
-)
 async def test_the_collector_counts_engines_right() -> None:
     before = collector._engines
     try:
@@ -95,7 +92,6 @@ async def test_the_collector_counts_engines_right() -> None:
         collector._engines = before
 
 
-@pytest.mark.xfail(strict=True, reason="asyncio's resolution of a nanosecond is lost in the floats of late times")
 def test_a_loop_comes_to_rest_however_late_it_is() -> None:
     time = Time()
     time.now = 1e9

@@ -534,7 +534,8 @@ class Maker:
     def _started(self, node: Node, id: str, depth: int, sure: bool) -> Node:
         return self._child(node, id, depth, sure) | {"between": self.node(id, depth + 1, sure=sure)}
 
-    _tell = _child
+    def _tell(self, node: Node, id: str, depth: int, sure: bool) -> Node:
+        return {"id": f"{id}.{node['n']}", "parts": self._parts(id, depth, sure=sure)}
 
     def _detached(self, node: Node, id: str, depth: int, sure: bool) -> Node:
         made = self._child(node, id, depth, sure)

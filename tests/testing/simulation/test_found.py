@@ -14,7 +14,7 @@ import pytest
 
 from perdure import Engine, State, continue_as_new, flow, receive, start, step
 from perdure.errors import CommitUnknown, LeaseLost
-from perdure.model.writes import Continue, Create, Release, Send
+from perdure.model.writes import Continue, Create, Release, Send, Update
 from perdure.testing.cluster import Calm, Cluster, Process
 from perdure.testing.loops import apart
 
@@ -246,3 +246,32 @@ async def test_what_is_dropped_and_asked_for_while_an_engine_drains_does_not_sto
 
     await apart(run)
     assert "the committer failed" not in caplog.text
+
+
+class LateWakeups(Calm):
+    """A call for wake-ups is said to be lost, and arrives when a message has come."""
+
+    parked = False
+    late: Work | None = None
+
+    async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
+        if method == "wakeups" and self.parked and self.late is None:
+            self.late = work
+            raise CommitUnknown("the answer was lost")
+        answer = await work()
+        self.parked = self.parked or writes(Update, waiting=True)(method, args)
+        if writes(Send)(method, args):
+            assert self.late is not None
+            await self.late()
+        return answer
+
+
+@pytest.mark.xfail(strict=True, reason="`Store.wakeups` proves no epoch, so that nothing shuts a late call out")
+async def test_a_call_for_wakeups_that_comes_late_overlooks_no_message() -> None:
+    async def outside(engine: Engine) -> int:
+        handle = await engine.start(waits, id="one")
+        await asyncio.sleep(5)
+        await handle.send(1)
+        return await handle.result()
+
+    assert await played(outside, LateWakeups()) == 1
