@@ -8,11 +8,11 @@ PYTEST := -m pytest -n 3 --dist worksteal
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test test-all lint types fmt bench clean
+.PHONY: help env run simulate test test-all lint types fmt bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  (make run, test and bench pass ARGS on: make test ARGS='-k replay')"
+	@echo "  (make run, test, simulate and bench pass ARGS on: make test ARGS='-k replay')"
 
 env: $(VENV)/.dev ## make .venv with everything for development
 
@@ -30,6 +30,9 @@ test-all: lint types ## run all tests on Python 3.11, 3.12 and 3.13
 test-3.%: .venv-3.%/.dev
 	@echo "== Python 3.$*"
 	.venv-3.$*/bin/python $(PYTEST) $(ARGS)
+
+simulate: $(VENV)/.dev ## live through 10,000 random programs in simulated clusters
+	$(PY) -m tests.testing.simulation $(ARGS)
 
 lint: $(VENV)/.dev ## check style and who may import whom
 	$(VENV)/bin/ruff check

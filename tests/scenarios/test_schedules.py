@@ -422,7 +422,9 @@ async def test_a_plan_that_cannot_be_read_is_tried_again_and_may_be_replaced(
 ) -> None:
     engine = await world.engine(report)
     go_to(world, "06-20 12:00:00")
-    await engine.start(SCHEDULE, Plan("report", (), ("0 2 * * *", "No/Where"), datetime(2026, 1, 1, tzinfo=UTC)), id="s")
+    await engine.start(
+        SCHEDULE, Plan("report", (), ("0 2 * * *", "No/Where"), datetime(2026, 1, 1, tzinfo=UTC)), id="s"
+    )
     await come_and_go(world, engine, "06-20 12:01:00", "06-20 12:02:00")
     await waits_for(world, engine, "06-20 12:03:00")
     assert "cannot be read here" in caplog.text

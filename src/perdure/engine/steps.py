@@ -122,7 +122,8 @@ class StepRunner:
         self._host = host
         self._threads = threads
         self._middleware = tuple(middleware)
-        self.running: set[Attempt] = set()
+        self.running: dict[Attempt, None] = {}
+        """The oldest first."""
         self._reads: set[asyncio.Task[None]] = set()
 
     def start(self, op: StepOp | ReadOp | TransactionOp) -> None:
@@ -142,7 +143,7 @@ class StepRunner:
         assert op.context is not None  # noqa: S101  only a recorded step has none
         context = op.context.copy()  # the flow's, as it was when it asked: no attempt sees what another has set
         context.run(scope.set, attempt)
-        self.running.add(attempt)
+        self.running[attempt] = None
         # A plain task, not through the loop's factory: an eager one would run the step under the flow's loop.
         attempt.task = asyncio.Task(self._run(attempt, op, context), loop=real, context=context, name=op.name)
 
@@ -196,11 +197,11 @@ class StepRunner:
                 raise DoesNotFit(f"{op.name} returned a {type(value).__qualname__}, which is not a {returns}")
             data, copy = run.payloads.round_trip(value, op.name)
         except (SystemExit, KeyboardInterrupt):  # a signal's, and no outcome of the step that it hit
-            self.running.discard(attempt)
+            self.running.pop(attempt, None)
             op.interrupted()
             raise
         except BaseException as error:
-            self.running.discard(attempt)
+            self.running.pop(attempt, None)
             if attempt.disarm is not None:
                 attempt.disarm()
             try:
@@ -208,7 +209,7 @@ class StepRunner:
             except Exception as unfit:
                 run.block(unfit)  # not even the error can be written
         else:
-            self.running.discard(attempt)
+            self.running.pop(attempt, None)
             if attempt.disarm is not None:
                 attempt.disarm()
             op.returned(data, copy)

@@ -49,7 +49,8 @@ class Reaped(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """A database. Coroutines are called on one event loop; `renew` is called from a thread of the engine's.
 
-    In a forked child every call raises `ForkedEngine`, at once. Raises, from any method: `StoreUnavailable` (surely not done; try again), `StoreFull`, `StoreCorrupt`.
+    Raises, from any method: `StoreUnavailable` (surely not done; try again), `StoreFull`, `StoreCorrupt`; in a forked child
+    `ForkedEngine`, at once.
     """
 
     system: System

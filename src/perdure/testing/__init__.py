@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from perdure.testing.record_redaction import Where, drop
     from perdure.testing.recording import Recording, record
     from perdure.testing.replaying import OtherEnd, Replay, replay
+    from perdure.testing.simulating import Simulated, SimulationFailed, simulate
+    from perdure.testing.world import World
 
 __all__ = [
     "Ending",
@@ -20,12 +22,16 @@ __all__ = [
     "PromiseBroken",
     "Recording",
     "Replay",
+    "Simulated",
+    "SimulationFailed",
     "Stuck",
     "Where",
+    "World",
     "crash_everywhere",
     "drop",
     "record",
     "replay",
+    "simulate",
 ]
 
 _HOMES: Final = {
@@ -36,12 +42,16 @@ _HOMES: Final = {
     "PromiseBroken": "crashing",
     "Recording": "recording",
     "Replay": "replaying",
+    "Simulated": "simulating",
+    "SimulationFailed": "simulating",
     "Stuck": "flows",
     "Where": "record_redaction",
+    "World": "world",
     "crash_everywhere": "crashing",
     "drop": "record_redaction",
     "record": "recording",
     "replay": "replaying",
+    "simulate": "simulating",
 }
 
 

@@ -23,7 +23,9 @@ from perdure.model.writes import (
     Write,
 )
 
-QUIET: Final = frozenset({"reap", "wakeups", "claim", "claim_blocked", "instances", "inbox", "find", "exposed", "instance"})
+QUIET: Final = frozenset(
+    {"reap", "wakeups", "claim", "claim_blocked", "instances", "inbox", "find", "exposed", "instance"}
+)
 """Calls that are worth a line only if something came of them."""
 
 
@@ -74,7 +76,9 @@ class Chronicle:
         elif method == "load":
             for loaded in answer:
                 row = loaded.instance
-                self.note(who, f"loads {row.flow} {row.id!r} with {len(loaded.entries)} entries, {len(loaded.inbox)} messages")
+                self.note(
+                    who, f"loads {row.flow} {row.id!r} with {len(loaded.entries)} entries, {len(loaded.inbox)} messages"
+                )
         elif method not in QUIET:
             self.note(who, method)
 

@@ -38,6 +38,8 @@ _AT_ONCE: Final = {"reap": 0.8, "wakeups": 0.5, "claim": 0.5, "claim_blocked": 0
 _OTHERS_AT_ONCE: Final = 0.3
 PLAN_SECONDS: Final = 8.0
 """Faults that no call brings about come so often, where the weather is middling."""
+WRONG_CLOCK: Final = 0.1
+"""So many processes start with a wall clock that is wrong."""
 OFF: Final = 0.35
 """Each kind of fault is left out of so many of the seeds: what is rare beside others is common without them."""
 
@@ -134,6 +136,13 @@ class Storm:
         """From now on things go wrong by themselves."""
         self._plan(0)
 
+    def started(self, process: Process) -> None:
+        """The process has begun: its wall clock may be wrong."""
+        key = f"{process.name} clock"
+        chance = random.Random(f"{self._seed}/{key}")
+        if chance.random() < WRONG_CLOCK and "clock" in self._kinds and self._allowed(key):
+            self._step_clock(key, chance, process, ours=True)
+
     def calm_down(self) -> None:
         """Nothing goes wrong any more, and what is stopped goes on."""
         self.blowing = False
@@ -161,9 +170,7 @@ class Storm:
             return await call.exchange(there, back)
         return await self._hit(kind, fault, chance, call, (there, back))
 
-    async def _hit(
-        self, kind: str, key: str, chance: random.Random, call: _Call, delays: tuple[float, float]
-    ) -> Any:
+    async def _hit(self, kind: str, key: str, chance: random.Random, call: _Call, delays: tuple[float, float]) -> Any:
         """The answer to a call that this befalls."""
         process, (there, back) = call.process, delays
         what = f"its call of {key.removeprefix(process.name + ' ')}"
@@ -297,8 +304,8 @@ class Storm:
             self._fire(key, process.name, f"it cannot reach the store for {seconds:.3f} s")
             self._away[process.name] = max(until, self._away.get(process.name, 0.0))
 
-    def _step_clock(self, key: str, chance: random.Random, process: Process | None) -> None:
-        if chance.random() < 0.3 or process is None:
+    def _step_clock(self, key: str, chance: random.Random, process: Process | None, *, ours: bool = False) -> None:
+        if process is None or (not ours and chance.random() < 0.3):
             step = chance.choice((-1, 1)) * _long(chance, 0.1, 60.0)
             self._fire(key, "the store", f"its wall clock is moved by {step:+.3f} s")
             self._stage.cluster.skew += step

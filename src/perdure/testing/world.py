@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +46,9 @@ class World(Engine):
     """
 
     def __init__(
-        self, store: Store, watched: WatchedStore, storm: Storm, chance: random.Random, flows: Iterable[AnyFlow], effects: Any
-    ) -> None:  # fmt: skip
-        super().__init__(store, flows=flows, execute=False)
+        self, store: Store, watched: WatchedStore, storm: Storm, chance: random.Random, effects: Any, **options: Any
+    ) -> None:
+        super().__init__(store, execute=False, **options)
         self.chance = chance
         """All chance of the program; the same for a seed, whatever goes wrong."""
         self.effects = effects

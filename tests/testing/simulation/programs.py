@@ -438,7 +438,12 @@ def fits(node: Node, got: Any) -> bool:
         case "capture":
             return got is True
         case other:
-            return got == {"detached": "detached", "left": "left", "cancelled": "cancelled", "add": "added", "again": "again"}[other]
+            return (
+                got
+                == {"detached": "detached", "left": "left", "cancelled": "cancelled", "add": "added", "again": "again"}[
+                    other
+                ]
+            )
 
 
 # ---------------------------------------------------------------- making them
@@ -462,7 +467,20 @@ class Maker:
 
     def node(self, id: str, depth: int, *, sure: bool) -> Node:
         """A command; `sure`: it will be done, once."""
-        small = ["work", "work", "plain", "flaky", "hopeless", "once", "slow", "draw", "goes_on", "delay", "receive", "maybe"]
+        small = [
+            "work",
+            "work",
+            "plain",
+            "flaky",
+            "hopeless",
+            "once",
+            "slow",
+            "draw",
+            "goes_on",
+            "delay",
+            "receive",
+            "maybe",
+        ]
         small += ["several", "stream", "capture", "look", "cancelled"]
         if sure:
             small += ["add", "add", "left"]
@@ -584,7 +602,9 @@ async def program(world: World) -> None:
     """Starts programs, sends what they wait for, cancels some, and looks at what came of them."""
     chance = world.chance
     maker, programs, cancelled = made(chance)
-    adds = {id: [*maker.adds[id], *(chance.randrange(100) for _ in range(chance.randrange(4)))] for id in maker.counters}
+    adds = {
+        id: [*maker.adds[id], *(chance.randrange(100) for _ in range(chance.randrange(4)))] for id in maker.counters
+    }
     jobs: list[Coroutine[Any, Any, None]] = []
     for id, nodes in programs.items():
         jobs.append(_play(world, id, nodes, 4 * chance.random() ** 2, 8 * chance.random() if id in cancelled else None))

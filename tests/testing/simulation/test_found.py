@@ -113,7 +113,8 @@ def writes(of: type, /, **about: Any) -> Callable[[str, Any], bool]:
 
     def matches(method: str, args: Any) -> bool:
         return method == "commit" and any(
-            isinstance(w, of) and all(getattr(w, name) == value for name, value in about.items()) for w in args[0].writes
+            isinstance(w, of) and all(getattr(w, name) == value for name, value in about.items())
+            for w in args[0].writes
         )
 
     return matches

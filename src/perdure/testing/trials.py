@@ -1,6 +1,6 @@
-"""One life of a simulated cluster: replicas and a client on one store, through one seed's weather, until all is settled.
+"""One trial of a program: replicas and a client on one store go through one seed's weather, until all is settled.
 
-It says what broke, if anything did. Which seeds are lived, and what is told of them, is `simulating`'s.
+It says which promise was broken, if one was. Which seeds are tried, and what is told of them, is `simulating`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import random
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +43,9 @@ LAST_SECONDS: Final = 60.0
 """So long a fresh process has to go on with what nobody goes on with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all lives have in common."""
+    """What all trials have in common."""
 
     program: Callable[[World], Awaitable[object]]
     flows: tuple[AnyFlow, ...]
@@ -55,21 +55,22 @@ class Setting:
     """The effects, as the program sees them."""
     replicas: int
     kinds: frozenset[str]
-    lease: float
     limit: float
-    """So many virtual seconds the program may take, and what it has started after it."""
+    """So many virtual seconds the program may take, and after it what it has started."""
     may_block: bool
+    options: Mapping[str, Any]
+    """Of the engines."""
 
 
-@dataclass(frozen=True)
-class Life:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
     """What came of it."""
 
     seed: int
     broken: str | None
-    """Which promise was broken, and how; None: none was."""
+    """Which promise was broken, in words; None: none was."""
     promise: str
-    """Which one it was, in one word."""
+    """The same in one word."""
     fired: tuple[Fault, ...]
     events: tuple[Event, ...]
     """If they were wanted."""
@@ -80,32 +81,32 @@ class Life:
 
 
 class _Broken(Exception):
-    """A promise is broken; nobody but `live` sees it."""
+    """A promise is broken; nobody but `tried` sees it."""
 
     def __init__(self, promise: str, text: str) -> None:
         super().__init__(text)
         self.promise = promise
 
 
-def live(setting: Setting, seed: int, *, only: frozenset[str] | None = None, told: bool = False) -> Life:
-    """The seed was lived through. Not in a running loop.
+def tried(setting: Setting, seed: int, *, only: frozenset[str] | None = None, told: bool = False) -> Trial:
+    """The seed was gone through. Not in a running loop.
 
     Args:
         only: the keys of the faults that happen; None: all that the seed brings.
         told: every event is kept.
     """
-    return _Living(setting, seed, only, told).live()
+    return _Trying(setting, seed, only, told).run()
 
 
-class _Living:
-    """One life; it is the stage of its storm."""
+class _Trying:
+    """One trial; it is the stage of its storm."""
 
     def __init__(self, setting: Setting, seed: int, only: frozenset[str] | None, told: bool) -> None:
         self._setting = setting
         self._seed = seed
         self.slots = tuple(_letters(setting.replicas))
         self._here: dict[str, Process] = {}
-        self._lives: Counter[str] = Counter()
+        self._started: Counter[str] = Counter()
         self._ending: dict[Process, tuple[asyncio.Event, list[float]]] = {}
         """How each replica is asked to end, and after how many seconds another follows."""
         self._storm = Storm(self, seed, setting.kinds, CLIENT, only)
@@ -121,6 +122,8 @@ class _Living:
             "unload_after": chance.choice((None, None, 0.5, 5.0)),
             "max_running": chance.choice((MAX_RESIDENT, MAX_RESIDENT, 2, 5)),
             "drain": chance.choice((0.0, 1.0, 5.0)),
+            "version": "simulated",
+            **setting.options,
         }
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._commits = 0
@@ -132,12 +135,12 @@ class _Living:
         self._error: BaseException | None = None
         self._payloads = Payloads(None, 1 << 30)
 
-    def live(self) -> Life:
+    def run(self) -> Trial:
         broken, promise = None, ""
         self._setting.effects.reset()
         with _listening(self._complain):
             try:
-                self._live()
+                self._go_through()
             except _Broken as error:
                 broken, promise = str(error), error.promise
             finally:
@@ -145,11 +148,14 @@ class _Living:
                 self.cluster.end()
         events += [Event(f.at, f.who, f"-- {f.text}") for f in fired if self._chronicle.wanted]
         events.sort(key=lambda event: event.at)
-        return Life(self._seed, broken, promise, fired, tuple(events), self.cluster.time.now, self._error)
+        return Trial(
+            seed=self._seed, broken=broken, promise=promise, fired=fired, events=tuple(events),
+            seconds=self.cluster.time.now, error=self._error,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ the course of it
 
-    def _live(self) -> None:
+    def _go_through(self) -> None:
         for slot in self.slots:
             self.cluster.later(self._chance.choice((0.0, 0.5 * self._chance.random())), partial(self._start, slot))
         client = self.cluster.start(self._outside, CLIENT)
@@ -169,7 +175,8 @@ class _Living:
 
     async def _outside(self, process: Process) -> None:
         setting, chance = self._setting, random.Random(f"{self._seed}/outside")
-        world = World(process.store, self._store, self._storm, chance, setting.flows, setting.given)
+        options = {name: setting.options[name] for name in ("codec", "payload_limit") if name in setting.options}
+        world = World(process.store, self._store, self._storm, chance, setting.given, flows=setting.flows, **options)
         self._world = process.engine = world
         async with world:
             await setting.program(world)
@@ -295,20 +302,20 @@ class _Living:
         self.cluster.later(back_in, partial(self._start, process.name.rstrip("0123456789")))
 
     def _start(self, slot: str) -> None:
-        self._lives[slot] += 1
-        name = f"{slot}{self._lives[slot]}"
+        self._started[slot] += 1
+        name = f"{slot}{self._started[slot]}"
         self._chronicle.note(name, "starts")
         process = self._here[slot] = self.cluster.start(self._replica, name)
         process.loop.set_exception_handler(partial(self._unhandled, name))
         self._ending[process] = (asyncio.Event(), [])
+        self._storm.started(process)
 
     async def _replica(self, process: Process) -> None:
         asked, _ = self._ending[process]
         while not asked.is_set():
-            engine = process.engine = Engine(
-                process.store, flows=self._setting.flows, lease=self._setting.lease, version="simulated",
-                step_middleware=[partial(self._attempt, process)], **self._options,
-            )  # fmt: skip
+            middleware = [partial(self._attempt, process), *self._options.get("step_middleware", ())]
+            options: dict[str, Any] = self._options | {"step_middleware": middleware}
+            engine = process.engine = Engine(process.store, flows=self._setting.flows, **options)
             try:
                 async with engine:
                     await asked.wait()
