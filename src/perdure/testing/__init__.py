@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from perdure.testing.recording import Recording, record
     from perdure.testing.replaying import OtherEnd, Replay, replay
     from perdure.testing.simulating import Simulated, SimulationFailed, simulate
+    from perdure.testing.world import Seen, World
+    from perdure.testing.simulating import Simulated, SimulationFailed, simulate
     from perdure.testing.world import World
 
 __all__ = [

@@ -275,9 +275,13 @@ class ClusterClock(Clock):
     """The cluster's time as one process sees it."""
 
     def __init__(self, cluster: Cluster, process: Process | None) -> None:
-        self.calm = cluster.calm
+        self._cluster = cluster
         self._time = cluster.time
         self._shown_by: Cluster | Process = process or cluster
+
+    @property
+    def calm(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]  it may change meanwhile
+        return self._cluster.calm
 
     def wall(self) -> float:
         return BEGINNING + self._time.now + self._shown_by.skew

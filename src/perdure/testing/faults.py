@@ -33,6 +33,8 @@ _RATES: Final = {
 }  # fmt: skip
 """How often a call meets a fault, where the weather is middling."""
 _OTHER_RATE: Final = 0.01
+_UNEVEN: Final = (0.2, 1.0, 1.0, 5.0)
+"""By so much calls of one method are slower than others in a seed, or meet more faults."""
 _AT_ONCE: Final = {"reap": 0.8, "wakeups": 0.5, "claim": 0.5, "claim_blocked": 0.5, "instances": 0.7}
 """This part of the calls takes no time."""
 _OTHERS_AT_ONCE: Final = 0.3
@@ -86,12 +88,13 @@ class _Line:
     __slots__ = ("at_once", "chance", "faults", "number", "rate", "slowness")
 
     def __init__(self, seed: int, process: str, method: str, intensity: float, slowness: float) -> None:
+        weather = random.Random(f"{seed}/{method}")
         self.chance = random.Random(f"{seed}/{process}/{method}")
         self.faults = random.Random(f"{seed}/{process}/{method}/faults")
         self.number = 0
-        self.rate = intensity * _RATES.get(method, _OTHER_RATE)
+        self.rate = intensity * weather.choice(_UNEVEN) * _RATES.get(method, _OTHER_RATE)
         self.at_once = _AT_ONCE.get(method, _OTHERS_AT_ONCE)
-        self.slowness = slowness
+        self.slowness = slowness * weather.choice(_UNEVEN)
 
     def delays(self) -> tuple[float, float]:
         """How long the next call is on its way to the store, and its answer back."""

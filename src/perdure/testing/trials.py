@@ -35,6 +35,8 @@ from perdure.testing.world import World
 CLIENT: Final = "client"
 CALM: Final = 4.0
 """Looking for what may have been overlooked is so many times rarer than in real life: see `Clock.calm`."""
+CALMER_SECONDS: Final = 15.0
+"""In good weather it is rarer still: so much by the number of times that nothing was written for so long."""
 AGAIN_SECONDS: Final = 1.0
 """A process that cannot start is started again after so long."""
 QUIET_SECONDS: Final = 60.0
@@ -127,6 +129,7 @@ class _Trying:
         }
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._commits = 0
+        self._written_at = 0.0
         self._complaint: str | None = None
         self._world: World | None = None
         self._stage = "the program"
@@ -245,7 +248,10 @@ class _Trying:
         return True
 
     def _turn(self) -> None:
-        turned = self.cluster.turn()
+        cluster = self.cluster
+        if not self._storm.blowing:
+            cluster.calm = max(CALM, (cluster.time.now - self._written_at) / CALMER_SECONDS)
+        turned = cluster.turn()
         if turned is None:
             self._stuck("nothing will ever happen again")
         if self._store.broken is not None or self._complaint is not None:
@@ -295,6 +301,7 @@ class _Trying:
         """See `Stage`."""
         if method == "commit":
             self._commits += 1
+            self._written_at = self.cluster.time.now
         self._chronicle.arrived(process.name, method, args, answer, error)
 
     def _gone(self, process: Process, back_in: float) -> None:

@@ -16,7 +16,7 @@ from perdure import delay, flow, receive, step
 from perdure.testing.simulating import SimulationFailed, simulate
 from perdure.testing.world import World
 from tests.testing.simulation import plants
-from tests.testing.simulation.__main__ import simulated
+from tests.testing.simulation.many import simulated
 
 FOUND = [int(line) for line in Path(__file__).with_name("seeds.txt").read_text().splitlines() if line[:1].isdigit()]
 SEEDS = 200
@@ -57,7 +57,7 @@ STORY = (
     "import asyncio, logging; logging.getLogger('perdure').setLevel(100)\n"
     "from perdure.testing.simulating import simulate\n"
     "from tests.testing.simulation import programs\n"
-    "from tests.testing.simulation.__main__ import FLOWS\n"
+    "from tests.testing.simulation.many import FLOWS\n"
     "def tells(world):\n"
     "    for seen in world.instances: print(seen.journal)\n"
     "    programs.invariant(world)\n"
