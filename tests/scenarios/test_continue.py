@@ -520,3 +520,20 @@ async def test_a_new_field_with_a_default_is_no_other_start(world: World) -> Non
             await engine.start(body, other, 0, id="1")
     await engine.send(body, "1", "!")
     assert await engine.handle(body, "1").result(timeout=10) == "another!"
+
+
+@flow(name="takes one and goes on")
+async def takes_one() -> None:
+    await receive(str)
+    await continue_as_new()
+
+
+async def test_a_cancel_request_that_comes_as_the_run_ends_reaches_the_next_one(world: World) -> None:
+    engine = await world.engine(takes_one)
+    handle = await engine.start(takes_one, id="1")
+    await world.parked(handle)
+    await asyncio.gather(
+        handle.send("go on"), handle.cancel("enough")
+    )  # in one batch: the run ends before it is cancelled
+    with pytest.raises(FlowCancelled, match="enough"):
+        await handle.result(timeout=5)

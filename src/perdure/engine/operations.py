@@ -488,8 +488,13 @@ class Pushed:
         self.state = ASKED
 
     def record(self) -> bool:
-        """It has its place in the order: it is written and told to the flow."""
+        """It has its place in the order: it is written and told to the flow.
+
+        False: it is a request to cancel what has returned already. It stays in the inbox, for the next run if there is one.
+        """
         run, message = self.run, self.message
+        if self.kind == Kind.CANCEL and run.main is not None and run.main.done():
+            return False
         arguments = codec.encode(message.name) if self.kind == Kind.ARRIVAL else message.body
         run.append_pushed(self.kind, message.type, arguments, message)
         if self.kind == Kind.ARRIVAL:

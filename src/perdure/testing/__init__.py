@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from perdure.testing.replaying import OtherEnd, Replay, replay
     from perdure.testing.simulating import Simulated, SimulationFailed, simulate
     from perdure.testing.world import Seen, World
-    from perdure.testing.simulating import Simulated, SimulationFailed, simulate
-    from perdure.testing.world import World
 
 __all__ = [
     "Ending",
@@ -24,6 +22,7 @@ __all__ = [
     "PromiseBroken",
     "Recording",
     "Replay",
+    "Seen",
     "Simulated",
     "SimulationFailed",
     "Stuck",
@@ -44,6 +43,7 @@ _HOMES: Final = {
     "PromiseBroken": "crashing",
     "Recording": "recording",
     "Replay": "replaying",
+    "Seen": "world",
     "Simulated": "simulating",
     "SimulationFailed": "simulating",
     "Stuck": "flows",

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import multiprocessing
 import os
 import sys
 import time
 
-from perdure.testing.simulating import Simulated, SimulationFailed, simulate
+from perdure.testing import Simulated, SimulationFailed, simulate
+from perdure.testing.faults import KINDS
+from perdure.testing.plays import Effects
+from perdure.testing.trials import Setting
 from tests.testing.simulation import programs
 
 CHUNK = 20
-FLOWS = [programs.walk, programs.counter, programs.listener, programs.sleeper]
+FLOWS = (programs.walk, programs.counter, programs.listener, programs.sleeper)
+SETTING = Setting(
+    program=programs.program, flows=FLOWS, invariant=programs.invariant, effects=Effects.of(programs.ledger),
+    given=programs.ledger, replicas=3, kinds=frozenset(KINDS), limit=600.0, may_block=False, options={},
+)  # fmt: skip
+"""The same, for one trial."""
 
 
 async def simulated(seeds: list[int]) -> Simulated:
-    """The random programs of these seeds were lived through."""
+    """The random programs of these seeds were gone through."""
     return await simulate(
         programs.program, flows=FLOWS, seeds=seeds, invariant=programs.invariant, effects=programs.ledger
     )
@@ -26,7 +33,6 @@ async def simulated(seeds: list[int]) -> Simulated:
 
 def chunk(seeds: list[int]) -> tuple[Simulated | None, str]:
     """What these seeds gave, or what is told of the first that failed."""
-    logging.getLogger("perdure").setLevel(logging.CRITICAL + 1)
     try:
         return asyncio.run(simulated(seeds)), ""
     except SimulationFailed as failed:

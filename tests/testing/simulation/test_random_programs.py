@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from perdure import delay, flow, receive, step
-from perdure.testing.simulating import SimulationFailed, simulate
-from perdure.testing.world import World
+from perdure.testing import World, simulate
+from perdure.testing.trials import tried
 from tests.testing.simulation import plants
-from tests.testing.simulation.many import simulated
+from tests.testing.simulation.many import SETTING, simulated
 
 FOUND = [int(line) for line in Path(__file__).with_name("seeds.txt").read_text().splitlines() if line[:1].isdigit()]
 SEEDS = 200
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logger = logging.getLogger("perdure")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(before)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 20))
@@ -40,32 +30,21 @@ async def test_what_has_found_a_bug_finds_it_no_more() -> None:
     await simulated(FOUND)
 
 
-PLANTS = [plants.fence_not_checked, plants.key_forgotten, plants.gate_left_open, plants.unknown_is_done]
-
-
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
-async def test_a_planted_bug_is_found(
-    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("plant", plants.PLANTS, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    with pytest.raises(SimulationFailed) as failed:
-        await simulated(list(range(300)))
-    assert failed.value.why
+    assert any(tried(SETTING, seed).broken for seed in range(400))
 
 
-STORY = (
-    "import asyncio, logging; logging.getLogger('perdure').setLevel(100)\n"
-    "from perdure.testing.simulating import simulate\n"
-    "from tests.testing.simulation import programs\n"
-    "from tests.testing.simulation.many import FLOWS\n"
-    "def tells(world):\n"
-    "    for seen in world.instances: print(seen.journal)\n"
-    "    programs.invariant(world)\n"
-    "asyncio.run(simulate(programs.program, flows=FLOWS, seeds=[7, 11], invariant=tells, effects=programs.ledger))"
-)
+STORY = """
+from perdure.testing.trials import tried
+from tests.testing.simulation.many import SETTING
+for seed in range(3, 9):
+    print(*tried(SETTING, seed, told=True).events, sep="\\n")
+"""
 
 
-def test_a_seed_makes_the_same_life_in_every_process() -> None:
+def test_a_seed_does_the_same_in_every_process() -> None:
     told = set[str]()
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
@@ -74,7 +53,7 @@ def test_a_seed_makes_the_same_life_in_every_process() -> None:
         )
         told.add(done.stdout)
     assert len(told) == 1
-    assert told.pop()
+    assert told.pop().count("\n") > 500
 
 
 @step
@@ -100,4 +79,4 @@ async def buys(world: World) -> None:
 async def test_it_is_far_faster_than_time() -> None:
     begun = time.process_time()
     lived = await simulate(buys, flows=[order], seeds=range(10))
-    assert lived.seconds / (time.process_time() - begun) > 300  # some 3,000 when the machine has nothing else to do
+    assert lived.seconds / (time.process_time() - begun) > 1000
