@@ -59,6 +59,12 @@ def load(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     return loading
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is replayed has to be left in peace."""
+    monkeypatch.setattr(first_replay, "LATER_SECONDS", 0.0)
+
+
 @pytest.fixture
 def caught() -> Iterator[list[warnings.WarningMessage]]:
     """All warnings that are given."""
@@ -188,7 +194,11 @@ class Beside:
 
     def __init__(self) -> None:
         self.asked: list[tuple[asyncio.Future[Any], Callable[[], Any]]] = []
-        self.first = FirstReplays(asyncio.get_running_loop(), self.run)
+        self._first = FirstReplays(asyncio.get_running_loop(), self.run)
+
+    async def look(self, flow: Any) -> None:
+        self._first.look(flow)
+        await asyncio.sleep(0.001)
 
     def run(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = loop.create_future()
@@ -209,7 +219,7 @@ async def test_one_file_is_looked_at_at_a_time_and_its_flows_together(
     second = TEXT[TEXT.index("@flow") :].replace("order", "second")
     one, two = load("one_file", TEXT), load("two_flows", TEXT + "\n\n" + second)
     for flow in (one.order, two.order, one.order, two.second):
-        beside.first.look(flow)
+        await beside.look(flow)
     assert len(beside.asked) == 1
     await beside.work()
     assert {w.filename for w in caught} == {one.__file__}
@@ -226,8 +236,8 @@ async def test_a_line_that_two_flows_reach_is_told_once(load: Load, caught: list
         "\n@flow\nasync def one():\n    age()\n\n@flow\nasync def two():\n    age()\n"
     )
     module = load("two_reach", text)
-    beside.first.look(module.one)
-    beside.first.look(module.two)
+    await beside.look(module.one)
+    await beside.look(module.two)
     await beside.work()
     await beside.work()
     assert len(caught) == 1
@@ -238,7 +248,7 @@ async def test_two_mistakes_in_one_line_are_two_warnings(load: Load, caught: lis
     text = (
         "import time\nfrom perdure import flow\n\n@flow\nasync def one():\n    return [time.time(), time.monotonic()]\n"
     )
-    beside.first.look(load("two_mistakes", text).one)
+    await beside.look(load("two_mistakes", text).one)
     await beside.work()
     assert [str(w.message).split()[1] for w in caught] == ["time.time()", "time.monotonic()"]
 
@@ -248,22 +258,22 @@ async def test_what_was_not_done_because_the_engine_closed_is_done_by_the_next(
 ) -> None:
     flow = load("closed_meanwhile").order
     closed = Beside()
-    closed.first.look(flow)
+    await closed.look(flow)
     closed.asked.pop()[0].set_result(None)  # as closed threads do
     await asyncio.sleep(0)
     assert not caught
     following = Beside()
-    following.first.look(flow)
+    await following.look(flow)
     await following.work()
     assert len(caught) == 2
     third = Beside()
-    third.first.look(flow)
+    await third.look(flow)
     assert third.asked == []
 
 
 async def test_a_mistake_of_the_lint_is_logged(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     beside = Beside()
-    beside.first.look(load("mistake").order)
+    await beside.look(load("mistake").order)
     beside.asked.pop()[0].set_exception(RecursionError("too deep"))
     await asyncio.sleep(0)
     assert "were not looked through for mistakes: too deep" in caplog.text
@@ -272,7 +282,7 @@ async def test_a_mistake_of_the_lint_is_logged(load: Load, caplog: pytest.LogCap
 
 async def test_perdures_own_flows_are_not_looked_at() -> None:
     beside = Beside()
-    beside.first.look(schedule_flow)
+    await beside.look(schedule_flow)
     assert beside.asked == []
 
 

@@ -18,7 +18,7 @@ SRC = ROOT / "src" / "perdure"
 
 FILE_LINES = 600
 FUNCTION_LINES = 70
-CORE_STATEMENTS = 9_650  # engine, api, model, memory and SQLite: 6,500 run flows, the rest mends and keeps them
+CORE_STATEMENTS = 9_700  # engine, api, model, memory and SQLite: 6,500 run flows, the rest mends and keeps them
 POSTGRES_STATEMENTS = 2_300
 
 PUBLIC_NAMES = [

@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Final, Protocol, Self, final
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
 from perdure.api.current import current, logger
 from perdure.api.flow import flow, name_of, unwrap
 from perdure.api.handle import Handle
@@ -110,6 +108,8 @@ class Cron:
 
     def _next(self, wall: datetime, after: datetime) -> datetime:
         """The first time later than `after`, of those that the wall clock shows later than `wall`."""
+        from cronsim import CronSim  # a program without schedules does without
+
         for shown in CronSim(self._text, wall):  # without a zone: what fits, whatever the clocks do
             first = shown.replace(tzinfo=self.tz, fold=0).astimezone(UTC)
             second = shown.replace(tzinfo=self.tz, fold=1).astimezone(UTC)
@@ -164,6 +164,8 @@ def _plain_zone(tz: tzinfo) -> str | float:
 
 def _checked(expression: str) -> str:
     """The expression as fields, when nothing is wrong with it."""
+    from cronsim import CronSim, CronSimError
+
     text = _ALIASES.get(expression.lower(), expression).upper()
     fields = text.split()
     if text.startswith("@"):

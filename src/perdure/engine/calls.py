@@ -55,11 +55,14 @@ class Calls:
         """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id."""
         if kwargs:
             args, kwargs = spec.bind(args, kwargs)
-        encoded, refused = self._arguments(args, kwargs, spec.name)
-        op = StepOp(self.run, spec, args, kwargs, encoded, copy_context())
-        if refused is not None:
-            op.refuse(refused)
-        self.run.ask(op, place, id)
+        run = self.run
+        try:
+            op = StepOp(run, spec, args, kwargs, run.payloads.arguments(args, kwargs, spec.name), copy_context())
+        except PayloadTooLarge as error:
+            encoded = run.payloads.arguments(args, kwargs, spec.name, limited=False)
+            op = StepOp(run, spec, args, kwargs, encoded, copy_context())
+            op.refuse(error)
+        run.ask(op, place, id)
         return op
 
     def receive(

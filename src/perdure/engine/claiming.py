@@ -195,7 +195,7 @@ class Claims:
 
     async def _read_wakeups(self) -> None:
         again, self._again = self._again, set()
-        uids = [*await self._store.wakeups(self._scheduler.replica.id), *again]
+        uids = [*await self._store.wakeups(self._scheduler.replica.id, self._committer.epoch), *again]
         if self._committer.durable == self._committer.position:
             self._unborn.clear()
         if uids:
@@ -264,10 +264,13 @@ class Claims:
                 if loaded.more:
                     loaded = await self._up_to_its_beginning(loaded)
                 if loaded.instance.owner == self._scheduler.replica.id:
-                    if uid in self._scheduler.leaving.suspending:
-                        self.unsure = True  # claimed before the answer to its release has come: it is to be found then
+                    here = self._scheduler.resident.get(uid)
+                    if uid in self._scheduler.leaving.suspending or (here is not None and here.stopped):
+                        self.unsure = (
+                            True  # claimed before the answer has come by which it was let go: it is found then
+                        )
                         self._changed.set()
-                    elif uid not in self._scheduler.resident:
+                    elif here is None:
                         self._run_claimed(before[uid], loaded, parents)
                 self._scheduler.early.pop(uid, None)
             await asyncio.sleep(0)  # they run before more journals are read

@@ -14,7 +14,21 @@ from typing import Any, Final, Protocol
 
 from perdure.errors import CommitUnknown, LeaseLost, StoreFull, StoreRefused, StoreUnavailable
 from perdure.model.records import Entry
-from perdure.model.writes import Answer, Batch, Continue, Create, Expose, Finish, PendingPut, Send, Write
+from perdure.model.writes import (
+    Answer,
+    Batch,
+    Continue,
+    Create,
+    Expose,
+    Finish,
+    PendingDrop,
+    PendingPut,
+    Send,
+    Take,
+    Unwatch,
+    Watch,
+    Write,
+)
 from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
@@ -331,6 +345,7 @@ class Committer:
                 held = True
                 self._host.holding_changed(f"the outcome of a commit is unknown: {error}")
                 await self._settle()
+                writes = await self._without_what_has_left(writes)
             except StoreUnavailable as error:
                 held = True
                 self._host.holding_changed("disk full" if isinstance(error, StoreFull) else f"store away: {error}")
@@ -356,6 +371,27 @@ class Committer:
                 logger.warning("the store cannot settle a commit now, tried again: %s", error)
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
+
+    async def _without_what_has_left(self, writes: list[Write]) -> list[Write]:
+        """What is to be sent again. An instance that is not ours now, and not made by this very batch, was given away by
+        it: the batch is done, and who has the instance has gone on from it.
+        """
+        uids = dict.fromkeys(uid for w in writes if isinstance(w, _INNER) and isinstance(uid := whose(w), bytes))
+        if self.replica is None or not uids:
+            return writes
+        ours = {w.uid for w in writes if isinstance(w, Create)}
+        tries = 0
+        while True:
+            try:
+                rows = await self._store.instances(list(uids))
+                break
+            except StoreUnavailable as error:
+                logger.warning("the store cannot settle a commit now, tried again: %s", error)
+                await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
+                tries += 1
+        there = {row.uid: row.owner for row in rows}
+        left = {uid for uid in uids if there.get(uid, self.replica if uid in ours else None) != self.replica}
+        return [_NOTHING if isinstance(w, _INNER) and whose(w) in left else w for w in writes] if left else writes
 
     async def _settle_for_others(self) -> None:
         await self._settle()
@@ -399,6 +435,8 @@ class Committer:
 
 
 _NOTHING: Final[Any] = None
+_INNER: Final = (Entry, PendingPut, PendingDrop, Take, Expose, Watch, Unwatch)
+"""What only the owner of an instance writes, its image aside: no store looks whether it is his."""
 _BEGINS: Final = (Entry, PendingPut, Expose, Finish, Continue)
 """What the store may refuse by itself; other writes of an instance follow from the one before them."""
 

@@ -131,11 +131,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             raise EngineClosed("an engine is entered once; make a new one")
         self._entered = True
         self._real = asyncio.get_running_loop()
-        await self._store.open()
+        _, version = await asyncio.gather(self._store.open(), self._identity())  # the one waits for the disk
         collector.engine_started()
-        if self._execute:
-            version = code_identity(self._settings.version or None)
-            self._settings = replace(self._settings, version=version)
+        self._settings = replace(self._settings, version=version)
         self._requests = Requests(self._payloads, self._flows, self._store.system, execute=self._execute)
         self._member = Membership(self._store, self._payloads, self._flows, self._settings)
         try:
@@ -146,6 +144,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             await self._stop(0.0)
             raise
         return self
+
+    async def _identity(self) -> str:
+        return code_identity(self._settings.version or None) if self._execute else self._settings.version
 
     async def __aexit__(
         self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("perdure")
 
+LATER_SECONDS: Final = 0.5
+"""So long what is replayed has the processor for itself: a restart would take a third longer."""
+
 Run = Callable[[asyncio.AbstractEventLoop, Callable[[], Any]], "asyncio.Future[Any]"]
 Found = list[tuple["Finding", str]]
 """Findings, each with the name of its module."""
@@ -59,7 +62,8 @@ class FirstReplays:
         if code is not None and _place(code) not in _looked_at and not module.startswith("perdure."):
             self._left.setdefault((code.co_filename, module), []).append(code)
             if not self._busy:
-                self._next()
+                self._busy = True
+                self._loop.call_later(LATER_SECONDS, self._next)
 
     def _next(self) -> None:
         """The flows of one file that wait are looked at."""

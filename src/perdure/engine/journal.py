@@ -71,10 +71,6 @@ class Journal:
         """Whether every entry was delivered."""
         return self.position == len(self.entries) and not self.more
 
-    def next(self) -> Entry:
-        """The entry that is due."""
-        return self.entries[self.position]
-
     def advance(self) -> None:
         """The entry that was due is done."""
         self.entries[self.position] = _GONE  # its payload is not needed twice
@@ -105,8 +101,7 @@ class Journal:
         """Whether this is of what the code asks for: of the same kind, name and arguments, unless an edit has made the
         recorded arguments of no account.
         """
-        kind = Kind.STEP if found.kind == Kind.AGAIN else found.kind
-        if op.kind != kind or op.name != found.name:
+        if op.name != found.name or (op.kind != found.kind and (op.kind, found.kind) != (Kind.STEP, Kind.AGAIN)):
             return False
         if op.digest == found.digest or self.edited_seq >= (found.seq if isinstance(found, Entry) else 0):
             return True

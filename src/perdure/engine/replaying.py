@@ -29,7 +29,8 @@ def recall(run: Execution, op: Op) -> None:
     """
     journal, key = run.journal, op.key
     entry = journal.by_key.pop(key, None)
-    if entry is not None and not _fits(run, op, entry):
+    if entry is not None and not journal.agrees(op, entry):
+        _block(run, op, entry)
         return
     if (entry is None or entry.kind == Kind.AGAIN) and key in journal.pending:
         row = journal.pending.pop(key)
@@ -62,16 +63,13 @@ def turn_page(run: Execution, entries: list[Entry], *, more: bool) -> None:
         op = run.ops.get(entry.key) or run.journal.dropped.get(entry.key)
         if op is not None and entry.kind not in PUSHED:
             del run.journal.by_key[entry.key]
-            if not _fits(run, op, entry):
+            if not run.journal.agrees(op, entry):
+                _block(run, op, entry)
                 return
 
 
-def _fits(run: Execution, op: Op, entry: Entry) -> bool:
-    """Whether the entry is of what the code asks for; if not, the instance is blocked."""
-    if run.journal.agrees(op, entry):
-        return True
+def _block(run: Execution, op: Op, entry: Entry) -> None:
     run.block(differences.other_call(run, op, f"{entry.kind} {entry.name}", f"entry {entry.seq}"))
-    return False
 
 
 # ---------------------------------------------------------------- what comes next
@@ -81,10 +79,11 @@ def deliver(run: Execution, journal: Journal) -> bool:
     """The entry that is due was given to the flow. False: it is to be read, a step runs again, or the instance is
     blocked.
     """
-    if journal.position == len(journal.entries):
+    entries, position = journal.entries, journal.position
+    if position == len(entries):
         run.read_on()
         return False
-    entry = journal.next()
+    entry = entries[position]
     if entry.kind == Kind.AGAIN and entry.key in run.ops:
         return _run_again(run, entry)
     op = None
@@ -95,7 +94,8 @@ def deliver(run: Execution, journal: Journal) -> bool:
             return False
     journal.advance()
     run.seq = entry.seq + 1
-    run.loop.now = max(run.loop.now, entry.at)
+    if entry.at > run.loop.now:
+        run.loop.now = entry.at
     try:
         if op is not None:
             op.restore(entry)

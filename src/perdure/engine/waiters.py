@@ -90,7 +90,7 @@ class Waiters:
             elsewhere = [uid for uid in self._waiting if not self._is_resident(uid)]
             if elsewhere:
                 try:
-                    self._look_at(elsewhere, await self._store.instances(elsewhere))
+                    self._look_at(await self._store.results(elsewhere))
                 except Exception as error:
                     logger.warning("results cannot be looked up now, tried again: %s", error)
             elif not self._waiting:
@@ -103,10 +103,8 @@ class Waiters:
                 pause = min(pause * 1.5, longest * self._store.system.clock.calm)
         self._task = None
 
-    def _look_at(self, uids: list[bytes], rows: list[Instance]) -> None:
-        found = {row.uid: row for row in rows}
-        for uid in uids:
-            row = found.get(uid)
+    def _look_at(self, found: dict[bytes, Instance | None]) -> None:
+        for uid, row in found.items():
             if row is None:
                 error = InstanceNotFound(*self._names.get(uid, ("?", "?")))
                 for future in self._waiting.get(uid, ()):
@@ -114,7 +112,7 @@ class Waiters:
                         future.set_exception(error)
             elif row.state.ended:
                 self.tell(uid, row.state, row.outcome)
-            elif row.state is State.BLOCKED and uid not in self._warned:
+            elif uid not in self._warned:
                 self._warned.add(uid)
                 logger.warning("%s %r is blocked, and its result is waited for: %s", row.flow, row.id, row.reason)
 

@@ -18,7 +18,9 @@ from perdure.model.records import Entry, Instance, Message, Pending, State
 
 
 class Create(msgspec.Struct, frozen=True, gc=False):
-    """A new instance, unless (flow, id) exists or has left a tombstone. Answered by `Created` or `Existing`."""
+    """A new instance, unless (flow, id) exists or has left a tombstone. Answered by `Created` or `Existing`; by `NotOwned`
+    if the last life of (flow, id) was this very one, and is deleted: a start that comes late begins nothing anew.
+    """
 
     uid: bytes
     flow: str

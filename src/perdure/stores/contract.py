@@ -138,7 +138,7 @@ class Store(Protocol):
     async def forget(self, flow: str, id: str) -> bool:
         """The tombstone of (flow, id) is gone, so that the id may be started again; False: there was none.
 
-        The record of a deletion stays.
+        That the life was there is known still, as of one that was deleted.
         """
         ...
 
@@ -198,8 +198,14 @@ class Store(Protocol):
         """
         ...
 
-    async def wakeups(self, replica: str) -> list[bytes]:
-        """The wake-up rows of the replica's instances are gone; gives whose they were. Read the inbox afterwards."""
+    async def wakeups(self, replica: str, epoch: int) -> list[bytes]:
+        """The wake-up rows of the replica's instances are gone; gives whose they were. Read the inbox afterwards.
+
+        The fence is proved if there are any: after an answer that was lost, raise the epoch and read all inboxes.
+
+        Raises:
+            LeaseLost: the fence does not hold; nothing was written.
+        """
         ...
 
     # -- reading
@@ -226,7 +232,14 @@ class Store(Protocol):
         ...
 
     async def instances(self, uids: Sequence[bytes]) -> list[Instance]:
-        """The rows of these lives; missing ones left out. One query, for all who wait for results."""
+        """The rows of these lives; missing ones left out."""
+        ...
+
+    async def results(self, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+        """Those of these lives that have ended or are blocked, and None for each that is not there.
+
+        One query, for all who wait for results; what goes on costs no reading of its row.
+        """
         ...
 
     async def exposed(self, uid: bytes) -> Mapping[str, bytes]:

@@ -25,17 +25,15 @@ _BY_TIME: Final = ("crash", "restart", "pause", "away", "clock")
 _WRITES: Final = frozenset(
     {"commit", "edit", "claim", "claim_blocked", "wakeups", "raise_epoch", "join", "leave", "reap", "retire", "forget"}
 )
-_NEVER_LATE: Final = frozenset({"wakeups"})
-"""These prove no epoch: nothing shuts them out."""
 _RATES: Final = {
     "commit": 0.05, "raise_epoch": 0.1, "join": 0.1, "leave": 0.1, "edit": 0.1, "claim": 0.01, "wakeups": 0.01, "load": 0.02,
-    "inbox": 0.02, "find": 0.03, "reap": 0.002, "renew": 0.02, "wake-up": 0.1, "message": 0.3, "instances": 0.003,
+    "inbox": 0.02, "find": 0.03, "reap": 0.002, "renew": 0.02, "wake-up": 0.1, "message": 0.3, "results": 0.003,
 }  # fmt: skip
 """How often a call meets a fault, where the weather is middling."""
 _OTHER_RATE: Final = 0.01
 _UNEVEN: Final = (0.2, 1.0, 1.0, 5.0)
 """By so much calls of one method are slower than others in a seed, or meet more faults."""
-_AT_ONCE: Final = {"reap": 0.8, "wakeups": 0.5, "claim": 0.5, "claim_blocked": 0.5, "instances": 0.7}
+_AT_ONCE: Final = {"reap": 0.8, "wakeups": 0.5, "claim": 0.5, "claim_blocked": 0.5, "results": 0.7}
 """This part of the calls takes no time."""
 _OTHERS_AT_ONCE: Final = 0.3
 PLAN_SECONDS: Final = 8.0
@@ -193,8 +191,6 @@ class Storm:
             self._stage.cluster.later(0.0, partial(self._stop, process, seconds))
             return await call.exchange(there, back)
         arrives, how = self._arrival(chance, there)
-        if kind == "unknown" and call.method in _NEVER_LATE and arrives != there:
-            arrives, how = None, "is not done"
         if kind == "unknown":
             self._fire(key, process.name, f"the answer to {what} is lost, which {how}")
             return await call.exchange(arrives, there + back, lost=True)

@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn, cast
 
 from perdure.api.current import Current
 from perdure.api.flow import AnyFlow
+from perdure.clock import seconds
 from perdure.engine.engine import MAX_RESIDENT, Engine
 from perdure.engine.payloads import Payloads
 from perdure.engine.steps import Attempt
@@ -124,9 +125,12 @@ class _Trying:
             "unload_after": chance.choice((None, None, 0.5, 5.0)),
             "max_running": chance.choice((MAX_RESIDENT, MAX_RESIDENT, 2, 5)),
             "drain": chance.choice((0.0, 1.0, 5.0)),
+            "stall_limit": 5.0,
             "version": "simulated",
             **setting.options,
         }
+        self._calmest = 1.6 * seconds(self._options["stall_limit"])
+        """Half a second so many times is how often an engine tells its lease that the loop turns."""
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._commits = 0
         self._written_at = 0.0
@@ -238,9 +242,9 @@ class _Trying:
         entries = [e for e in self._store.loaded(row.uid).entries if e.kind != Kind.TIMER]
         return row.run, row.state.ended, len(entries)
 
-    def _until(self, over: Callable[[], bool], seconds: float) -> bool:
+    def _until(self, over: Callable[[], bool], within: float) -> bool:
         """Turns are taken until it is over; False: it was not within so many virtual seconds."""
-        end = self.cluster.time.now + seconds
+        end = self.cluster.time.now + within
         while not over():
             if self.cluster.time.now > end:
                 return False
@@ -250,7 +254,7 @@ class _Trying:
     def _turn(self) -> None:
         cluster = self.cluster
         if not self._storm.blowing:
-            cluster.calm = max(CALM, (cluster.time.now - self._written_at) / CALMER_SECONDS)
+            cluster.calm = max(CALM, min(self._calmest, (cluster.time.now - self._written_at) / CALMER_SECONDS))
         turned = cluster.turn()
         if turned is None:
             self._stuck("nothing will ever happen again")

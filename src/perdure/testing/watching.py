@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perdure.model.records import Entry, Kind, Loaded, State
-from perdure.model.writes import Create, Expose, Finish, PendingPut, Release, Take
+from perdure.model.writes import Create, Edited, Expose, Finish, PendingPut, Release, Take
 from perdure.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from perdure.model.records import Instance
-    from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
+    from perdure.model.writes import Answer, Batch, Edit, Outdated, OwnedBy
     from perdure.stores.memory.life import Life
     from perdure.system import System
 
@@ -55,9 +55,12 @@ class WatchedStore(MemoryStore):
     async def edit(self, replica: str | None, epoch: int, edit: Edit) -> Edited | OwnedBy | Outdated:
         """See Store."""
         answer = await super().edit(replica, epoch, edit)
-        self._recorded.pop((edit.uid, edit.run), None)
-        self._lengths.pop((edit.uid, edit.run), None)
-        self._ended.pop(edit.uid, None)
+        life = self._lives.get(edit.uid)
+        if isinstance(answer, Edited) and life is not None:
+            run = (edit.uid, life.row.run)
+            self._recorded[run] = {entry.key: entry.seq for entry in life.journal(life.row.run) if entry.key}
+            self._lengths[run] = life.length()
+            self._ended.pop(edit.uid, None)
         return answer
 
     # ------------------------------------------------------------ looking
@@ -87,12 +90,14 @@ class WatchedStore(MemoryStore):
         return dict(self._lives[uid].exposed)
 
     def knows_key(self, flow: str, id: str, key: str) -> bool:
-        """Whether a message with this key has come for (flow, id), or both are gone."""
+        """Whether a message with this key has come for (flow, id), or a life of that is gone, and maybe its messages."""
+        if self.is_gone(flow, id):
+            return True
         uid = self._tables.ids.get((flow, id))
         if uid is not None:
             return key in self._lives[uid].keys
         early = self._tables._early.get((flow, id), {})  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-        return (flow, id) in self._tables.gone or any(message.key == key for message in early.values())
+        return any(message.key == key for message in early.values())
 
     def is_gone(self, flow: str, id: str) -> bool:
         """Whether (flow, id) was there and was deleted, or removed by retention."""
@@ -168,9 +173,6 @@ class WatchedStore(MemoryStore):
             recorded = self._recorded[place] = {}
             begun = life.entries.get((run, 0))
             self._lengths[place] = 1 if begun is not None and not begun.key else 0
-            if life.row.edit is not None:
-                recorded.update((e.key, e.seq) for e in life.journal(run) if e.key)
-                self._lengths[place] = life.length()
         return recorded
 
     def _break(self, life: Life, what: str) -> None:

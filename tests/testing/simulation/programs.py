@@ -18,9 +18,12 @@ from perdure import (
     FlowCancelled,
     FlowFailed,
     Handle,
+    InstanceNotFound,
     OutcomeUnknown,
+    Outdated,
     Retry,
     State,
+    StoreUnavailable,
     cancel,
     capture,
     continue_as_new,
@@ -56,6 +59,7 @@ class Ledger:
         self.applied: dict[str, Any] = {}
         """By idempotency key: with which arguments."""
         self.cleaned: set[str] = set()
+        self.deleted: set[str] = set()
         self.wrong: list[str] = []
         self.next_token = itertools.count()
 
@@ -438,12 +442,7 @@ def fits(node: Node, got: Any) -> bool:
         case "capture":
             return got is True
         case other:
-            return (
-                got
-                == {"detached": "detached", "left": "left", "cancelled": "cancelled", "add": "added", "again": "again"}[
-                    other
-                ]
-            )
+            return got == {"add": "added"}.get(other, other)
 
 
 # ---------------------------------------------------------------- making them
@@ -577,22 +576,24 @@ class Maker:
         return {"id": self.chance.choice(self.counters)}
 
 
-def made(chance: random.Random) -> tuple[Maker, dict[str, list[Node]], set[str]]:
-    """The maker, the programs by id, and which of them the outside may cancel."""
+def made(chance: random.Random) -> tuple[Maker, dict[str, list[Node]], dict[str, str]]:
+    """The maker, the programs by id, and what the outside does to some of them while they run."""
     maker = Maker(chance)
     maker.counters = [f"counter {i}" for i in range(chance.randrange(1, 3))]
     programs: dict[str, list[Node]] = {}
-    cancelled: set[str] = set()
+    meddled: dict[str, str] = {}
     for i in range(chance.randrange(1, 5)):
         id = f"w{i}"
         unsure = chance.random() < 0.2
         if unsure:
-            cancelled.add(id)
+            meddled[id] = chance.choice(("cancel", "cancel", "delete"))
+        elif chance.random() < 0.2:
+            meddled[id] = "restart"
         nodes = maker.nodes(id, chance.randrange(1, 8), sure=not unsure)
         for _ in range(chance.choice((0, 0, 1, 2))):
             nodes.insert(chance.randrange(len(nodes) + 1), {"do": "again"})
         programs[id] = nodes
-    return maker, programs, cancelled
+    return maker, programs, meddled
 
 
 # ---------------------------------------------------------------- the outside
@@ -601,13 +602,13 @@ def made(chance: random.Random) -> tuple[Maker, dict[str, list[Node]], set[str]]
 async def program(world: World) -> None:
     """Starts programs, sends what they wait for, cancels some, and looks at what came of them."""
     chance = world.chance
-    maker, programs, cancelled = made(chance)
+    maker, programs, meddled = made(chance)
     adds = {
         id: [*maker.adds[id], *(chance.randrange(100) for _ in range(chance.randrange(4)))] for id in maker.counters
     }
     jobs: list[Coroutine[Any, Any, None]] = []
     for id, nodes in programs.items():
-        jobs.append(_play(world, id, nodes, 4 * chance.random() ** 2, 8 * chance.random() if id in cancelled else None))
+        jobs.append(_play(world, id, nodes, 4 * chance.random() ** 2, meddled.get(id), 8 * chance.random()))
     for id, name, value, key in maker.sends:
         jobs.append(_send(world, 10 * chance.random() ** 2, id, name, value, key))
     for id in maker.counters:
@@ -621,22 +622,42 @@ async def program(world: World) -> None:
         assert all(map(fits, nodes, got)), f"{id} gave {got} for {nodes}"
 
 
-async def _play(world: World, id: str, nodes: list[Node], after: float, cancel_after: float | None) -> None:
+async def _play(world: World, id: str, nodes: list[Node], after: float, verb: str | None, later: float) -> None:
     await world.sleep(after)
     started = await world.start(walk, nodes, [], id=id)
-    if cancel_after is not None:
-        await world.sleep(cancel_after)
-        await world.cancel(walk, id, "from outside")
+    if verb is not None:
+        await world.sleep(later)
+        await _meddle(world, verb, id)
+    if verb == "delete":
+        return
     try:
         got = await started.result()
     except FlowCancelled:
-        assert cancel_after is not None, f"{id} was cancelled"
+        assert verb == "cancel", f"{id} was cancelled"
         return
     except FlowFailed as error:
         raise AssertionError(f"{id} failed: {error}, doing {nodes}") from error
     assert len(got) == len(nodes), f"{id} gave {got} for {nodes}"
     for node, part in zip(nodes, got, strict=True):
         assert fits(node, part), f"{id} gave {part} for {node}"
+
+
+async def _meddle(world: World, verb: str, id: str) -> None:
+    if verb == "cancel":
+        await world.cancel(walk, id, "from outside")
+        return
+    if verb == "delete":
+        ledger.deleted.add(id)
+    while True:
+        try:
+            # Who runs it gives it up; restarted it goes on as if nothing had been.
+            await (world.delete(walk, id) if verb == "delete" else world.restart(walk, id))
+        except (Outdated, TimeoutError, InstanceNotFound):  # it has gone on meanwhile, or was not given up, or is gone
+            return
+        except StoreUnavailable:
+            await world.sleep(1)
+        else:
+            return
 
 
 async def _send(world: World, after: float, id: str, name: str, value: int, key: str) -> None:
@@ -659,6 +680,8 @@ def invariant(world: World) -> None:
     """What must hold when everything has ended."""
     assert not ledger.wrong, ledger.wrong[0]
     for seen in world.instances:
+        if seen.id.partition(".")[0] in ledger.deleted:
+            continue  # a start that comes late begins a deleted instance anew
         assert seen.state in (State.SUCCEEDED, State.CANCELLED), seen.journal
         if seen.flow == "sleeper":
             requests = sum(entry.kind == "cancel" for entry in seen.entries)  # a second one cuts the cleaning off

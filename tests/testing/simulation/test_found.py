@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from perdure import Engine, State, continue_as_new, flow, receive, start, step
+from perdure import Engine, InstanceNotFound, Retry, State, continue_as_new, current, flow, receive, start, step
 from perdure.errors import CommitUnknown, LeaseLost
-from perdure.model.writes import Continue, Create, Release, Send, Update
+from perdure.model.records import Entry
+from perdure.model.writes import Continue, Create, Edited, Finish, PendingPut, Release, Send, Update
 from perdure.testing.cluster import Calm, Cluster, Process
 from perdure.testing.loops import apart
 
@@ -25,6 +26,19 @@ Work = Callable[[], Coroutine[Any, Any, Any]]
 async def doubled(n: int) -> int:
     await asyncio.sleep(0.5)
     return 2 * n
+
+
+@step(retry=Retry(initial=1))
+async def second_time(n: int) -> int:
+    await asyncio.sleep(0.5)
+    if current().attempt == 1:
+        raise LookupError("the first time")
+    return n
+
+
+@flow(name="tries")
+async def tries() -> int:
+    return await second_time(1) + await receive(int)
 
 
 @flow(name="waits")
@@ -67,7 +81,7 @@ async def gives_up() -> int:
     return await doubled(2)
 
 
-FLOWS = [waits, works, starts_several, starts_one, adds, gives_up]
+FLOWS = [waits, works, tries, starts_several, starts_one, adds, gives_up]
 
 
 Hold = Callable[[str, Any], float]
@@ -120,8 +134,13 @@ def writes(of: type, /, **about: Any) -> Callable[[str, Any], bool]:
     return matches
 
 
-async def played(outside: Callable[[Engine], Coroutine[Any, Any, Any]], weather: Calm, **options: Any) -> Any:
-    """What the outside gives, within a minute (of virtual time) and on one replica; None: it has not ended by then."""
+async def played(
+    outside: Callable[[Engine], Coroutine[Any, Any, Any]],
+    weather: Calm,
+    replicas: tuple[str, ...] = ("replica",),
+    **options: Any,
+) -> Any:
+    """What the outside gives, within a minute (of virtual time); None: it has not ended by then."""
     cluster = Cluster(weather)
     found: list[Any] = []
 
@@ -137,7 +156,8 @@ async def played(outside: Callable[[Engine], Coroutine[Any, Any, Any]], weather:
 
     def run() -> None:
         try:
-            cluster.start(replica, "replica")
+            for name in replicas:
+                cluster.start(replica, name)
             cluster.start(client, "client")
             while not found and cluster.time.now < 60:
                 cluster.turn()
@@ -249,6 +269,49 @@ async def test_what_is_dropped_and_asked_for_while_an_engine_drains_does_not_sto
     assert "the committer failed" not in caplog.text
 
 
+async def test_what_is_restarted_before_the_answer_to_its_end_comes_is_run() -> None:
+    async def outside(engine: Engine) -> bool:
+        handle = await engine.start(works, 1, id="one")
+        await asyncio.sleep(2)  # it has ended, and its replica does not know it yet
+        await engine.restart(works, "one")
+        await asyncio.sleep(20)
+        return await handle.state() is State.SUCCEEDED
+
+    assert await played(outside, Slow(answered=once(writes(Finish), 5))) is True
+
+
+class LearnsLate(Slow):
+    """The replica is told after five seconds that nobody knows whether it was written what became of a failed attempt."""
+
+    met = False
+
+    async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
+        if process.name == "other" and method == "join":
+            await asyncio.sleep(1)  # the instance begins at the replica
+        answer = await super().call(process, method, args, work)
+        if process.name == "replica" and not self.met and writes(PendingPut)(method, args):
+            assert writes(Release)(method, args)
+            self.met = True
+            await asyncio.sleep(5)
+            raise CommitUnknown("the answer was lost")
+        return answer
+
+
+async def test_what_is_sent_again_leaves_alone_who_is_somebody_else_s_by_now() -> None:
+    async def outside(engine: Engine) -> int:
+        handle = await engine.start(tries, id="one")
+        await asyncio.sleep(0.3)
+        await engine.start(works, 1, id="two")
+        await asyncio.sleep(20)  # the other has done it meanwhile
+        await handle.send(10)
+        return await handle.result()
+
+    weather = LearnsLate(arrives=once(writes(Entry, name="works"), 1))
+    cheap = {"max_resident": 0}
+    assert await played(outside, weather, ("replica", "other"), **cheap) == 11
+    assert weather.met
+
+
 class LateWakeups(Calm):
     """A call for wake-ups is said to be lost, and arrives when a message has come."""
 
@@ -263,11 +326,11 @@ class LateWakeups(Calm):
         self.parked = self.parked or writes(Update, waiting=True)(method, args)
         if writes(Send)(method, args):
             assert self.late is not None
-            await self.late()
+            with pytest.raises(LeaseLost):
+                await self.late()
         return answer
 
 
-@pytest.mark.xfail(strict=True, reason="`Store.wakeups` proves no epoch, so that nothing shuts a late call out")
 async def test_a_call_for_wakeups_that_comes_late_overlooks_no_message() -> None:
     async def outside(engine: Engine) -> int:
         handle = await engine.start(waits, id="one")
@@ -276,3 +339,32 @@ async def test_a_call_for_wakeups_that_comes_late_overlooks_no_message() -> None
         return await handle.result()
 
     assert await played(outside, LateWakeups()) == 1
+
+
+class LateStart(Calm):
+    """The first start of the client is said to be lost, is made again, and arrives when the instance was deleted."""
+
+    late: Work | None = None
+
+    async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
+        if process.name == "client" and writes(Create)(method, args) and self.late is None:
+            self.late = work
+            raise CommitUnknown("the answer was lost")
+        answer = await work()
+        if method == "edit" and isinstance(answer, Edited):
+            assert self.late is not None
+            await self.late()
+        return answer
+
+
+async def test_a_start_that_comes_late_does_not_bring_back_what_was_deleted() -> None:
+    async def outside(engine: Engine) -> bool:
+        await engine.start(waits, id="one")
+        await engine.delete(waits, "one")
+        try:
+            await engine.handle(waits, "one").state()
+        except InstanceNotFound:
+            return True
+        return False
+
+    assert await played(outside, LateStart()) is True

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """What is left of the last life of a (flow, id): of a deleted one its time alone, of a retired one a tombstone."""
+    """What is left of the last life of a (flow, id): of a deleted one when, and which; of a retired one a tombstone."""
 
     at: float
+    uid: bytes
     state: State | None = None
     digest: bytes = b""
     edit: bytes | None = None

@@ -188,7 +188,7 @@ class MemoryStore:
             last = seen[-1][0] if len(seen) < len(blocked) else b""
             return [self._claim(replica, uid, flows) for uid in may], last
 
-    async def wakeups(self, replica: str) -> list[bytes]:
+    async def wakeups(self, replica: str, epoch: int) -> list[bytes]:
         """See Store."""
         self._here()
         called = self._tables.wakeups
@@ -196,6 +196,8 @@ class MemoryStore:
             return []
         with self._lock:
             uids = [uid for uid in called if self._lives[uid].row.owner == replica]
+            if uids:
+                self._fenced(replica, epoch)
             for uid in uids:
                 del called[uid]
             return uids
@@ -246,6 +248,12 @@ class MemoryStore:
         """See Store."""
         self._here()
         return [life.row for uid in uids if (life := self._lives.get(uid)) is not None]
+
+    async def results(self, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+        """See Store."""
+        self._here()
+        rows = {uid: life.row if (life := self._lives.get(uid)) is not None else None for uid in uids}
+        return {uid: row for uid, row in rows.items() if row is None or row.state.ended or row.state is State.BLOCKED}
 
     async def exposed(self, uid: bytes) -> Mapping[str, bytes]:
         """See Store."""

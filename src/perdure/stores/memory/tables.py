@@ -115,10 +115,13 @@ class Tables:
         for number, create in fold.creates:
             place = (create.flow, create.id)
             uid = self.ids.get(place)
-            existing: Existing | None = None
+            existing: Existing | NotOwned | None = None
             if uid is None:
-                if (gone := self.gone.get(place)) is not None and gone.state is not None:
+                gone = self.gone.get(place)
+                if gone is not None and gone.state is not None:
                     existing = Existing(b"", gone.state, b"", gone.digest)
+                elif gone is not None and gone.uid == create.uid:
+                    existing = NotOwned(create.uid)
                 else:
                     self._born(batch, create)
             elif uid != create.uid:
@@ -343,7 +346,7 @@ class Tables:
             return Outdated()
         row = edit.row
         if row is None:
-            self._remove(life, Gone(edit.at, edit=edit.id))
+            self._remove(life, Gone(edit.at, edit.uid, edit=edit.id))
         else:
             life.mend(edit, row)
             self.freed(life, edit.at)
@@ -368,7 +371,7 @@ class Tables:
         ]  # fmt: skip
         for _, uid in sorted(over)[:limit]:
             life = self.lives[uid]
-            self._remove(life, Gone(now, life.row.state, life.row.digest))
+            self._remove(life, Gone(now, uid, life.row.state, life.row.digest))
             self._forget(uid)
         return min(len(over), limit)
 
@@ -377,7 +380,7 @@ class Tables:
         gone = self.gone.get((flow, id))
         if gone is None or gone.state is None:
             return False
-        del self.gone[flow, id]
+        self.gone[flow, id] = Gone(gone.at, gone.uid)
         return True
 
     def _has_unfinished_parent(self, row: Instance) -> bool:

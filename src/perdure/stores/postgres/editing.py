@@ -43,16 +43,16 @@ DELETE: Final = tuple(
     for table in ("entry", "pending", "inbox", "exposed", "wakeup", "tried", "instance")
 )
 BURY: Final = (
-    "update perdure.place set uid = null, gone_at = $3::double precision, state = null, digest = null, edit = $4"
-    " where flow = $1 and id = $2"
+    "update perdure.place set uid = null, gone = uid, gone_at = $3::double precision, state = null, digest = null,"
+    " edit = $4 where flow = $1 and id = $2"
 )
 ENTOMB: Final = (
-    "update perdure.place p set uid = null, gone_at = $2::double precision, state = i.state, digest = i.digest,"
-    " edit = null from perdure.instance i where i.uid = any($1::bytea[]) and p.flow = i.flow and p.id = i.id"
+    "update perdure.place p set uid = null, gone = p.uid, gone_at = $2::double precision, state = i.state,"
+    " digest = i.digest, edit = null from perdure.instance i where i.uid = any($1::bytea[]) and p.flow = i.flow and p.id = i.id"
     " and p.uid = i.uid"
 )
 UNTOMB: Final = (
-    "update perdure.place set state = null, digest = null, gone_at = null"
+    "update perdure.place set state = null, digest = null"
     " where flow = $1 and id = $2 and uid is null and state is not null"
 )
 OLD: Final = (

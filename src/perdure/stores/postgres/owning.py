@@ -216,8 +216,9 @@ async def claim(
     return [r for r in rows if r.uid in mine]
 
 
-async def wakeups(s: Session, replica: str, now: float) -> list[bytes]:
+async def wakeups(s: Session, replica: str, epoch: int, now: float) -> list[bytes]:
     """The wake-up rows of the replica's instances are gone; those of what it does not own any more go to who does."""
+    await fenced(s, replica, epoch)
     rows = await s.rows(CALLS, replica)
     mine = [row[0] for row in rows if row[1] == replica]
     if mine:

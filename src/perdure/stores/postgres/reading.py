@@ -27,6 +27,10 @@ PAGE_ROWS: Final = 2000
 _I: Final = ",".join(f"i.{column}" for column in INSTANCE.split(","))
 _E: Final = ",".join(f"e.{column}" for column in ENTRY.split(","))
 BY_UIDS: Final = f"select {INSTANCE} from perdure.instance where uid = any($1::bytea[])"
+RESULTS: Final = (
+    f"select v.uid, {_I} from unnest($1::bytea[]) as v(uid) left join perdure.instance i on i.uid = v.uid"
+    " where i.uid is null or i.state in ('succeeded', 'failed', 'cancelled', 'blocked')"
+)
 # The first rows of each journal, in the order of the uids, up to the row that brings them to $3 bytes. Sizes are known
 # without reading the values.
 JOURNALS: Final = (
@@ -55,6 +59,11 @@ RARE: Final = frozenset({State.FAILED, State.CANCELLED, State.BLOCKED})
 async def instances(s: Session, uids: Sequence[bytes]) -> list[Instance]:
     """The rows of these lives, in no order."""
     return [to_instance(row) for row in await s.rows(BY_UIDS, uids)]
+
+
+async def results(s: Session, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+    """Those of these lives that go on no more now, and None for each that is not there."""
+    return {row[0]: None if row[1] is None else to_instance(row[1:]) for row in await s.rows(RESULTS, uids)}
 
 
 async def instance(s: Session, flow: str, id: str) -> Instance | None:

@@ -31,11 +31,11 @@ create index instance_failed on perdure.instance(uid) where state = 'failed';
 create index instance_cancelled on perdure.instance(uid) where state = 'cancelled';
 create index instance_blocked on perdure.instance(uid) where state = 'blocked';
 
--- What is known of each (flow, id): the life it has; or that it was deleted (gone_at, edit); or its tombstone (state,
--- digest, gone_at); or that messages wait for it (early). All who create, delete or send early meet in this row.
+-- What is known of each (flow, id): the life it has; or that its last one (gone) was deleted (gone_at, edit); or its
+-- tombstone (state, digest); or that messages wait for it (early). All who create, delete or send early meet in this row.
 create table perdure.place(
     flow text collate "C" not null, id text collate "C" not null, uid bytea, early boolean not null default false,
-    gone_at double precision, state text collate "C", digest bytea, edit bytea, primary key (flow, id)
+    gone bytea, gone_at double precision, state text collate "C", digest bytea, edit bytea, primary key (flow, id)
 );
 create index place_edit on perdure.place(edit) where edit is not null;
 

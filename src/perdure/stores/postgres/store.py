@@ -259,12 +259,12 @@ class PostgresStore:
 
         return await self._written(claim)
 
-    async def wakeups(self, replica: str) -> list[bytes]:
+    async def wakeups(self, replica: str, epoch: int) -> list[bytes]:
         """See Store."""
         pool = self._open()
         if not await pool.read(lambda s: s.rows(owning.CALLED, replica)):
             return []
-        return await self._written(lambda s: owning.wakeups(s, replica, self.system.clock.wall()), tell=False)
+        return await self._written(lambda s: owning.wakeups(s, replica, epoch, self.system.clock.wall()), tell=False)
 
     # -- reading
 
@@ -287,6 +287,10 @@ class PostgresStore:
     async def instances(self, uids: Sequence[bytes]) -> list[Instance]:
         """See Store."""
         return await self._open().read(lambda s: reading.instances(s, uids))
+
+    async def results(self, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+        """See Store."""
+        return await self._open().read(lambda s: reading.results(s, uids))
 
     async def exposed(self, uid: bytes) -> Mapping[str, bytes]:
         """See Store."""

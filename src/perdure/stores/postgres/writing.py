@@ -59,7 +59,7 @@ CREATE: Final = (
 )
 THERE: Final = "select uid from perdure.instance where uid = any($1::bytea[])"
 PLACES: Final = (
-    f"select p.flow, p.id, p.uid, p.early, p.state, p.digest from {arrays('flow,id')}"
+    f"select p.flow, p.id, p.uid, p.early, p.state, p.digest, p.gone from {arrays('flow,id')}"
     " join perdure.place p on p.flow = v.flow and p.id = v.id order by p.flow, p.id for update of p"
 )
 LIVES: Final = (
@@ -300,7 +300,7 @@ async def _conflicts(s: Session, batch: Batch, fold: Folded, said: list[Answer])
     waited: list[int] = []
     for number, create in fold.creates:
         at = (create.flow, create.id)
-        _, _, uid, early, state, digest = places[at]
+        _, _, uid, early, state, digest, gone = places[at]
         if at in born:
             first = born[at]
             row = (first.uid, _born(batch, first)[4], first.arguments, first.digest)
@@ -310,6 +310,8 @@ async def _conflicts(s: Session, batch: Batch, fold: Folded, said: list[Answer])
                 waited.append(number)
         elif uid is None and state is not None:
             said[number] = Existing(b"", STATES[state], b"", digest)
+        elif uid is None and gone == create.uid:
+            said[number] = NotOwned(create.uid)
         elif uid is None or (uid == create.uid and uid not in lives):
             born[at] = create
             said[number] = Created()
@@ -322,7 +324,7 @@ async def _conflicts(s: Session, batch: Batch, fold: Folded, said: list[Answer])
     if born:
         await s.run(SETTLE, *by_columns([(*at, c.uid) for at, c in born.items()]))
         await s.run(BEAR, *by_columns([_born(batch, c) for c in born.values()]))
-    fold.without({c.uid for n, c in fold.creates if type(said[n]) is Existing})
+    fold.without({c.uid for n, c in fold.creates if type(said[n]) is not Created})
     return waited
 
 

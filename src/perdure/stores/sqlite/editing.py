@@ -40,15 +40,15 @@ DELETE: Final = tuple(
     for table in ("entry", "pending", "inbox", "exposed", "wakeup", "tried", "instance")
 )
 BURY: Final = (
-    "insert or replace into gone(flow, id, at, state, digest, edit)"
-    " select flow, id, ?, null, null, ? from instance where uid = ?"
+    "insert or replace into gone(flow, id, at, uid, state, digest, edit)"
+    " select flow, id, ?, uid, null, null, ? from instance where uid = ?"
 )
 ENTOMB: Final = Bulk(
-    "insert or replace into gone(flow, id, at, state, digest, edit) select i.flow, i.id, v.column2, i.state, i.digest,"
-    " null from (values {rows}) as v join instance i on i.uid = v.column1",
+    "insert or replace into gone(flow, id, at, uid, state, digest, edit)"
+    " select i.flow, i.id, v.column2, i.uid, i.state, i.digest, null from (values {rows}) as v join instance i on i.uid = v.column1",
     2,
 )
-UNTOMB: Final = "delete from gone where flow = ? and id = ? and state is not null"
+UNTOMB: Final = "update gone set state = null, digest = null where flow = ? and id = ? and state is not null"
 # The uids as one answer: apsw gives up the GIL for every row.
 ENDED_BEFORE: Final = (
     "select json_group_array(hex(uid)) from (select i.uid from instance i where i.ended_at < ? and i.owner is null"

@@ -178,6 +178,12 @@ def claim_blocked(
     return claim(db, replica, epoch, flows, rows), last
 
 
+def called(db: Database, replica: str, epoch: int, rows: Sequence[Row]) -> None:
+    """These wake-up rows, if they are the replica's still, are gone."""
+    fenced(db, replica, epoch)
+    CALLED.run(db, rows, replica)
+
+
 def free(db: Database, replica: str, limit: int, now: float) -> int:
     """Up to `limit` instances of the replica are nobody's; gives how many."""
     hexed = msgspec.json.decode(db.execute(OWNED, (replica, limit)).get, type=list[str])

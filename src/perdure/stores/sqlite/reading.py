@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from perdure.model.records import Entry, Instance, Loaded, Message, Pending, State
-from perdure.stores.sqlite.bulk import keyed
+from perdure.stores.sqlite.bulk import Bulk, keyed
 from perdure.stores.sqlite.rows import (
     ENTRY,
     INSTANCE,
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 
 BY_UIDS: Final = keyed(f"select {INSTANCE} from instance where uid in ({{rows}})")
+RESULTS: Final = Bulk(
+    f"select v.column1, {','.join(f'i.{column}' for column in INSTANCE.split(','))}"
+    " from (values {rows}) as v left join instance i on i.uid = v.column1 where v.column1 is not null"
+    " and (i.uid is null or i.state in ('succeeded', 'failed', 'cancelled', 'blocked'))",
+    1,
+)
 JOURNALS: Final = keyed(
     f"select {ENTRY} from entry where uid in ({{rows}}) and run = (select i.run from instance i where i.uid = entry.uid)"
     " order by uid, run, seq"
@@ -46,6 +52,15 @@ def instances(db: Database, uids: Sequence[bytes]) -> list[Instance]:
     found: list[Instance] = []
     for text, values in BY_UIDS.chunks([(uid,) for uid in uids]):
         found += map(to_instance, db.execute(text, values))
+    return found
+
+
+def results(db: Database, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+    """Those of these lives that go on no more now, and None for each that is not there."""
+    found: dict[bytes, Instance | None] = {}
+    for text, values in RESULTS.chunks([(uid,) for uid in uids]):
+        for uid, *row in db.execute(text, values):
+            found[uid] = None if row[0] is None else to_instance(row)
     return found
 
 

@@ -93,9 +93,10 @@ create table tried(
     primary key (uid, version, process)
 ) strict, without rowid;
 
--- Instances that are gone. With a state: a tombstone, no new life begins; without: deleted, by which edit.
+-- Instances that are gone: the last life of each (flow, id). With a state: a tombstone, no new life begins; without:
+-- deleted, by which edit.
 create table gone(
-    flow text not null, id text not null, at real not null, state text, digest blob, edit blob,
+    flow text not null, id text not null, at real not null, uid blob not null, state text, digest blob, edit blob,
     primary key (flow, id)
 ) strict, without rowid;
 create index gone_edit on gone(edit) where edit is not null;

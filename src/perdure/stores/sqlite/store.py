@@ -252,13 +252,13 @@ class SqliteStore:
         self._changed()
         return found
 
-    async def wakeups(self, replica: str) -> list[bytes]:
+    async def wakeups(self, replica: str, epoch: int) -> list[bytes]:
         """See Store; takes the write lock only if there is one."""
         writer, db = self._open_writer(), self._reader()
         with mapped(self.path):
             rows: list[tuple[bytes]] = db.execute(owning.CALLS, (replica,)).fetchall()
         if rows:
-            await writer.write(lambda db: owning.CALLED.run(db, rows, replica))
+            await writer.write(lambda db: owning.called(db, replica, epoch, rows))
         return [row[0] for row in rows]
 
     # -- reading
@@ -287,6 +287,11 @@ class SqliteStore:
         """See Store."""
         with mapped(self.path):
             return reading.instances(self._reader(), uids)
+
+    async def results(self, uids: Sequence[bytes]) -> dict[bytes, Instance | None]:
+        """See Store."""
+        with mapped(self.path):
+            return reading.results(self._reader(), uids)
 
     async def exposed(self, uid: bytes) -> Mapping[str, bytes]:
         """See Store."""

@@ -52,8 +52,8 @@ CREATED: Final = Bulk(
 THERE: Final = keyed("select json_group_array(hex(uid)) from instance where uid in ({rows})")
 TOMBS: Final = Bulk(
     "select json_group_array(json_array(v.column1, g.state, hex(g.digest))) from (values {rows}) as v"
-    " join gone g on g.flow = v.column2 and g.id = v.column3 and g.state is not null",
-    3,
+    " join gone g on g.flow = v.column2 and g.id = v.column3 and (g.state is not null or g.uid = v.column4)",
+    4,
 )
 EARLY_FOR: Final = Bulk(
     "select json_group_array(v.column1) from (values {rows}) as v"
@@ -272,12 +272,14 @@ def _fill(db: Database, fold: Folded, created: list[tuple[int, Create]], said: l
 
 
 def _tombs(db: Database, fold: Folded, said: list[Answer]) -> None:
-    """Creates of what has left a tombstone are answered by that, and left out."""
+    """Creates of what has left a tombstone are answered by that, and left out; and so are those that come late."""
     refused: set[bytes] = set()
     creates = dict(fold.creates)
-    for number, state, digest in TOMBS.read(db, [(n, c.flow, c.id) for n, c in fold.creates], tuple[int, str, str]):
-        said[number] = Existing(b"", STATES[state], b"", _hex(digest))
-        refused.add(creates[number].uid)
+    rows: list[Row] = [(n, c.flow, c.id, c.uid) for n, c in fold.creates]
+    for number, state, digest in TOMBS.read(db, rows, tuple[int, str | None, str]):
+        uid = creates[number].uid
+        said[number] = NotOwned(uid) if state is None else Existing(b"", STATES[state], b"", _hex(digest))
+        refused.add(uid)
     if refused:
         fold.without(refused)
         fold.creates = [(n, c) for n, c in fold.creates if said[n] is None]

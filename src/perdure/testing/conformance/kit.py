@@ -265,7 +265,7 @@ class Kit:
         return [m.mid for m in await self.inbox(number)]
 
     async def wakeups(self, by: str = "a") -> list[int]:
-        return sorted(int.from_bytes(u, "big") for u in await self.store.wakeups(by))
+        return sorted(int.from_bytes(u, "big") for u in await self.store.wakeups(by, self.epochs[by]))
 
     async def seqs(self, number: int) -> list[int]:
         """The seqs of the journal."""

@@ -237,7 +237,7 @@ class Player:
             case "page":
                 return await kit.store.load(EVERYBODY, budget=how)
             case "wakeups":
-                return sorted(await kit.store.wakeups(by))
+                return sorted(await kit.store.wakeups(by, epoch))
             case "later":
                 kit.clock.now += 2
                 kit.store.renew("a", LEASE)

@@ -19,6 +19,7 @@ from perdure.model.writes import (
 )
 from perdure.testing.conformance.kit import (
     Kit,
+    block,
     create,
     entry,
     finish,
@@ -280,3 +281,15 @@ async def test_find_pages_by_uid(kit: Kit) -> None:
 
 
 plain_tests(globals())
+
+
+async def test_results_are_of_what_goes_on_no_more(kit: Kit) -> None:
+    states = [State.SUCCEEDED, State.FAILED, State.CANCELLED]
+    await kit.commit(*(create(n) for n in range(1, 7)), create(7, owned=False), suspend(4), block(5))
+    await kit.commit(*(finish(n, state) for n, state in enumerate(states, 1)))
+    found = await kit.store.results([uid(n) for n in (9, *range(1, 8), 1)])
+    rows = {row.uid: row for row in await kit.store.instances([uid(n) for n in (1, 2, 3, 5)])}
+    assert found == {uid(9): None} | rows
+    assert await kit.store.results([]) == {}
+    many = [uid(n) for n in range(1, 1200)]
+    assert set(await kit.store.results(many)) == {one for one in many if one not in (uid(4), uid(6), uid(7))}

@@ -369,6 +369,20 @@ async def test_a_tombstone_is_answered_to_a_start_that_comes_again(kit: Kit, sta
     assert await kit.one(create(1, arguments=b"[1]")) == Existing(b"", state, b"", b"d:[1]")
 
 
+async def test_a_start_that_comes_late_does_not_bring_back_what_was_deleted(kit: Kit) -> None:
+    await kit.commit(create(1), create(2))
+    await kit.edit(await kit.staged(1, delete=True), "a")
+    answers = await kit.commit(
+        create(1), entry(1, 1), pending(1), Expose(uid(1), "k", b"v"), create(3, "i3"), finish(1)
+    )
+    assert answers == [NotOwned(uid(1)), None, None, None, Created(), NotOwned(uid(1))]
+    assert await kit.store.instance("f", "i1") is None
+    assert await kit.store.exposed(uid(1)) == {}
+    assert await kit.store.entries(uid(1), 0, -100) == ([], False)
+    assert await kit.one(create(1, owned=False), None) == NotOwned(uid(1))
+    assert await kit.created(create(4, "i1")) == Created()  # another life may begin
+
+
 async def test_a_message_for_a_tombstone_is_dropped(kit: Kit) -> None:
     await kit.commit(create(1))
     await kit.commit(finish(1))
@@ -384,8 +398,11 @@ async def test_an_id_whose_tombstone_is_forgotten_may_be_started_again(kit: Kit)
     await kit.retire(100.0)
     assert await kit.store.forget("f", "i1")
     assert not await kit.store.forget("f", "i1")
-    assert (await kit.sent(send(1, 1, sent_at=1.0))).new
-    assert await kit.created(create(3, "i1")) == Created((message(1, sent_at=1.0),))
+    later = kit.clock.now + 1
+    assert not (await kit.sent(send(1, 1, sent_at=1.0))).new  # it was for the life that is gone
+    assert (await kit.sent(send(1, 2, sent_at=later))).new
+    assert await kit.one(create(1)) == NotOwned(uid(1))
+    assert await kit.created(create(3, "i1")) == Created((message(2, sent_at=later),))
     assert await kit.one(create(4, "i2")) == Existing(b"", State.SUCCEEDED, b"", b"d:[]")
     assert not await kit.store.forget("g", "i2")
     assert not await kit.store.forget("f", "i9")

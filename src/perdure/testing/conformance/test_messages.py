@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from perdure.errors import LeaseLost
 from perdure.model.records import Message, MessageKind, State
 from perdure.model.writes import Created, Finished, Release, Send, Sent, Take, Unwatch, Update, Write
 from perdure.stores.contract import answer_mid, cancel_mid
@@ -71,6 +72,16 @@ async def test_a_message_for_an_unknown_id_waits_for_its_creation(kit: Kit) -> N
     assert await kit.inbox(1) == [message(7, key="k"), message(2)]
     assert not (await kit.sent(send(1, 4, key="k"))).new
     assert await kit.wakeups() == []
+
+
+async def test_wakeups_need_the_fence(kit: Kit) -> None:
+    await kit.commit(create(1))
+    await kit.sent(send(1, 1), None)
+    old = kit.epochs["a"]
+    kit.epochs["a"] = await kit.store.raise_epoch("a", old)
+    with pytest.raises(LeaseLost):
+        await kit.store.wakeups("a", old)  # it comes late: nobody hears the answer
+    assert await kit.wakeups() == [1]
 
 
 async def test_messages_that_waited_are_adopted_by_a_creation_that_is_not_owned(kit: Kit) -> None:
