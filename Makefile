@@ -8,13 +8,16 @@ PYTEST := -m pytest -n 3 --dist worksteal
 ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env run simulate test test-all lint types fmt bench clean
+.PHONY: help env services run simulate races soak test test-all lint types fmt bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  (make run, test, simulate and bench pass ARGS on: make test ARGS='-k replay')"
+	@echo "  (make run, test, simulate, soak and bench pass ARGS on: make test ARGS='-k replay')"
 
 env: $(VENV)/.dev ## make .venv with everything for development
+
+services: ## install and start what the tests can use on Debian (as root; not needed)
+	@sh scripts/services
 
 run: $(VENV)/.run ## run the order business, killed and restarted on the way
 	$(PY) -m examples.orders $(ARGS)
@@ -33,6 +36,12 @@ test-3.%: .venv-3.%/.dev
 
 simulate: $(VENV)/.dev ## live through 10,000 random programs in simulated clusters
 	$(PY) -m tests.testing.simulation $(ARGS)
+
+soak: $(VENV)/.dev ## run 5,000 random programs on processes and a server that are killed on the way
+	$(PY) -m tests.soak $(ARGS)
+
+races: $(VENV)/.dev ## let two do everything at the same instant, 10,000 times over
+	PERDURE_ROUNDS=10000 $(PY) $(PYTEST) tests/races -o timeout=0 $(ARGS)
 
 lint: $(VENV)/.dev ## check style and who may import whom
 	$(VENV)/bin/ruff check

@@ -1,14 +1,16 @@
 # pyright: basic, reportMissingImports=false
-"""The same workloads on DBOS Transact, in the mode in which it was fastest on SQLite.
+"""The same workloads on DBOS Transact, in the mode in which it was fastest on SQLite; on a file or on PostgreSQL.
 
 A program of its own, run by an interpreter that has `dbos`; it imports nothing of ours and prints one line of JSON.
 DBOS leaves SQLite in its rollback journal; the file is put into WAL mode beforehand, which makes DBOS faster and the
-comparison fair. Sequential work runs sync in one thread, fan-out and masses of waiting workflows run async, and a
-single waiting workflow is polled for every 10 ms.
+comparison fair. On PostgreSQL it is told of messages by the server, as it is by default. Sequential work runs sync in
+one thread, fan-out and masses of waiting workflows run async, and on SQLite a single waiting workflow is polled for
+every 10 ms.
 """
 
 import argparse
 import asyncio
+import ctypes
 import faulthandler
 import gc
 import json
@@ -16,17 +18,23 @@ import os
 import signal
 import sqlite3
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, DBOSClient, SetWorkflowID
 
 IMPORTED_AT = time.monotonic()
 POLL_S = 1.0  # DBOS's default; with 10 ms a thousand waiting workflows starve each other (30 s to start them)
 QUICK_POLL_S = 0.01
 WAIT_S = 3600.0
+QUEUE = "bench"
+store = ""
 kill_at = -1
 second_life = False
 next_step_at = 0.0
@@ -108,26 +116,73 @@ def two(n: int) -> int:
     return second(first(n))
 
 
-def launch(directory: Path, poll_s: float) -> None:
-    """DBOS runs on a file in WAL mode, with synchronous=FULL (SQLite's default)."""
-    path = directory / "dbos.db"
+def where() -> tuple[str, str | None]:
+    """The database as DBOS takes it, and the schema if it is a server's."""
+    parts = urlsplit(store)
+    if parts.scheme == "sqlite":
+        return store, None
+    options = dict(parse_qsl(parts.query))
+    schema = options.pop("schema")
+    for name in ("notify", "pooler", "migrate"):
+        options.pop(name, None)
+    return urlunsplit(parts._replace(query=urlencode(options))), schema
+
+
+def in_wal(path: str) -> None:
+    """The file is in WAL mode, with synchronous=FULL (SQLite's default)."""
     db = sqlite3.connect(path)
     mode = db.execute("pragma journal_mode=wal").fetchone()[0]
     synchronous = db.execute("pragma synchronous").fetchone()[0]
     db.close()
     if (mode, synchronous) != ("wal", 2):
         raise SystemExit(f"journal mode {mode}, synchronous {synchronous}: not comparable")
+
+
+def launch(poll_s: float, executor: str = "local") -> None:
+    """DBOS runs on the store."""
+    url, schema = where()
+    if schema is None:
+        in_wal(url.removeprefix("sqlite:///"))
     DBOS(
         config={
             "name": "bench",
-            "system_database_url": f"sqlite:///{path}",
+            "system_database_url": url,
             "application_version": "bench",
+            "executor_id": executor,
             "log_level": "CRITICAL",
             "console_log_level": "CRITICAL",
             "notification_listener_polling_interval_sec": poll_s,
+            **({"dbos_system_schema": schema} if schema else {}),
         }
     )
     DBOS.launch()
+
+
+@contextmanager
+def others(work: str, *counts: int) -> Generator[None, None, None]:
+    """This program runs in processes of its own, which have said that they are ready; they are killed afterwards."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, work, "--store", store, "--count", str(count)], stdout=subprocess.PIPE, text=True
+        )
+        for count in counts
+    ]
+    try:
+        for process in processes:
+            assert process.stdout
+            if not process.stdout.readline():
+                raise SystemExit(f"{work} ended with exit code {process.wait()}")
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def client() -> DBOSClient:
+    """Runs nothing, reaches what others run."""
+    url, schema = where()
+    return DBOSClient(system_database_url=url, dbos_system_schema=schema)
 
 
 def resident_kb() -> float:
@@ -176,6 +231,49 @@ def w4(count: int) -> dict[str, float]:
         handle.get_result()
         took.append(time.perf_counter() - begin)
     return {"wake_ms": statistics.median(took) * 1e3}
+
+
+def w4_serve(count: int) -> dict[str, float]:
+    for n in range(count):
+        with SetWorkflowID(f"w4-{n}"):
+            DBOS.start_workflow(wait)
+    time.sleep(1)
+    print("ready", flush=True)
+    time.sleep(WAIT_S)
+    return {}
+
+
+def w4_other(count: int) -> dict[str, float]:
+    took: list[float] = []
+    with others("w4_serve", count):
+        sender = client()
+        for n in range(count):
+            handle = sender.retrieve_workflow(f"w4-{n}")
+            begin = time.perf_counter()
+            sender.send(f"w4-{n}", "go", "go")
+            handle.get_result(polling_interval_sec=0.001)
+            took.append(time.perf_counter() - begin)
+    return {"other_ms": statistics.median(took) * 1e3}
+
+
+def serve(count: int) -> dict[str, float]:
+    DBOS.register_queue(QUEUE, polling_interval_sec=0.1)
+    print("ready", flush=True)
+    time.sleep(WAIT_S)
+    return {}
+
+
+def claims(count: int) -> dict[str, float]:
+    with others("serve", 0):
+        pass  # the tables are there, and the queue
+    sender = client()
+    for n in range(count):
+        sender.enqueue({"workflow_name": "one", "queue_name": QUEUE, "workflow_id": f"w9-{n}"}, n)
+    begin = time.perf_counter()
+    with others("serve", 1, 2):
+        for n in range(count):
+            sender.retrieve_workflow(f"w9-{n}").get_result(polling_interval_sec=0.01)
+        return {"flows_per_s": count / (time.perf_counter() - begin)}
 
 
 def w5(count: int) -> dict[str, float]:
@@ -242,24 +340,29 @@ def w7_restart(count: int) -> dict[str, float]:
 WORK: dict[str, Callable[[int], dict[str, Any]]] = {
     "w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6,
     "w6_kill": w6_kill, "w6_restart": w6_restart, "w7_kill": w7_kill, "w7_restart": w7_restart,
+    "w4_serve": w4_serve, "w4_other": w4_other, "serve": serve, "claims": claims,
 }  # fmt: skip
+CLIENTS = ("w4_other", "claims")  # these run nothing themselves
 
 
 def main() -> None:
     """One line of JSON with the workload's figures is on standard output; a `_kill` one ends by SIGKILL."""
-    global kill_at, second_life
+    global kill_at, second_life, store
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=WORK)
-    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--store", required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--kill-at", type=int, default=-1)
     options = parser.parse_args()
-    kill_at, second_life = options.kill_at, options.work.endswith("_restart")
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # killed when the process that started it ends
+    store, kill_at, second_life = options.store, options.kill_at, options.work.endswith("_restart")
     faulthandler.enable()
     launch_at = time.monotonic()
-    launch(options.dir, QUICK_POLL_S if options.work == "w4" else POLL_S)
-    if not options.work.endswith(("_restart", "_kill")):
-        one(0)
+    if options.work not in CLIENTS:
+        poll_s = QUICK_POLL_S if options.work == "w4" else POLL_S
+        launch(poll_s, f"worker-{options.count}" if options.work == "serve" else "local")
+        if not options.work.endswith(("_restart", "_kill")):
+            one(0)
     figures = WORK[options.work](options.count)
     print(json.dumps({**figures, "launch_at": launch_at, "imported_at": IMPORTED_AT}), flush=True)
     os._exit(0)  # its threads may sleep for an hour

@@ -1,4 +1,4 @@
-"""The flows that are measured, and what their steps leave behind for the program that measures them."""
+"""The flows that are measured, what their steps leave behind for the program that measures them, and ways to run them."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from perdure import flow, receive, step
+from perdure import Engine, FlowFunction, Retry, current, delay, flow, receive, step
 
 
 @dataclass(slots=True)
@@ -20,6 +20,7 @@ class Probe:
     waiting: int = 0
     first: int = 0
     second: int = 0
+    ended: int = 0
 
 
 probe = Probe()
@@ -100,4 +101,53 @@ async def long_wait(steps: int) -> str:
     return await receive(str)
 
 
-FLOWS = (ten, one, fan, wait, long, two, long_wait)
+@flow(name="counted")
+async def counted(n: int) -> int:
+    n = await increment(n)
+    probe.ended += 1
+    return n
+
+
+@step(name="flaky", retry=Retry(attempts=2, initial=0.05))
+async def flaky(n: int) -> int:
+    if current().attempt == 1:
+        raise ConnectionError("once")
+    return n + 1
+
+
+@flow(name="steady")
+async def steady(n: int) -> int:
+    """Leaves rows in every table that many flows write to: a message, a timer, a retry, an answer."""
+    n = await increment(n)
+    await receive(str)
+    await delay(0.2)
+    return await flaky(n)
+
+
+FLOWS = (ten, one, fan, wait, long, two, long_wait, counted, steady)
+
+
+async def until_waiting(count: int) -> None:
+    """`count` flows of this process have reached their `receive`, and the loop has had time to settle."""
+    while probe.waiting < count:  # a flow must not set an event of the real loop
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.005)
+
+
+async def many(engine: Engine, prefix: str, count: int) -> None:
+    """So many flows of ten steps have run side by side."""
+    got = await asyncio.gather(*[engine.run(ten, 0, id=f"{prefix}-{n}") for n in range(count)])
+    assert got == [10] * count
+
+
+async def one_at_a_time(
+    engine: Engine, prefix: str, work: FlowFunction[[int], int], expected: int, count: int
+) -> list[float]:
+    """The seconds that each of so many flows took, one after the other."""
+    took: list[float] = []
+    for n in range(count):
+        begin = time.perf_counter()
+        got = await engine.run(work, 0, id=f"{prefix}-{n}")
+        took.append(time.perf_counter() - begin)
+        assert got == expected
+    return took

@@ -1,21 +1,26 @@
-# pyright: reportUnknownMemberType=false
-# (apsw types a buffer in a way that pyright cannot follow)
-"""The raw limits: what SQLite and the disk do here with rows of a journal's size, with no engine above them.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# (apsw types a buffer in a way that pyright cannot follow, and asyncpg is untyped)
+"""The raw limits: what the database and the disk do here with rows of a journal's size, with no engine above them.
 
-A program of its own: `python -m benchmarks.limits --dir DIR` prints one line of JSON.
+A program of its own: `python -m benchmarks.limits --store URL` prints one line of JSON.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import apsw
 
+from benchmarks.measuring import end_with_parent
+
 ROWS_PER_BATCH = 100
+ROWS_PER_INSERT = 1_000  # what a thousand flows, a step each, give to a server
 BLOCK = b"\x5a" * 4096
 TABLE = (
     "create table entry(uid blob, run integer, seq integer, key text, kind text, name text, arguments blob,"
@@ -100,14 +105,70 @@ def flushes(directory: Path, seconds: float) -> dict[str, float]:
     return {"fdatasync_per_s": len(took) / sum(took), "fdatasync_p50_ms": statistics.median(took) * 1e3}
 
 
+TYPES = ("bytea", "bigint", "bigint", "text", "text", "text", "bytea", "bytea", "bytea", "bigint", "bigint", "bigint")
+NAMES = ("uid", "run", "seq", "key", "kind", "name", "arguments", "digest", "outcome", "attempts", "started_at", "at")
+
+
+async def repeat_async(seconds: float, work: Callable[[int], Awaitable[Any]]) -> list[float]:
+    """As `repeat`."""
+    took: list[float] = []
+    begin = last = time.perf_counter()
+    while last - begin < seconds:
+        await work(len(took))
+        now = time.perf_counter()
+        took.append(now - last)
+        last = now
+    return took
+
+
+async def postgres(url: str, seconds: float) -> dict[str, float]:
+    """Round trips, single-row commits and inserts of many rows, on one connection, each row in the same table."""
+    from benchmarks.stores import connect, schema_of
+
+    table = f'"{schema_of(url)}".entry'
+    db = await connect(url)
+    try:
+        await db.execute(f'create schema "{schema_of(url)}"')
+        columns = ", ".join(f"{name} {kind}" for name, kind in zip(NAMES, TYPES, strict=True))
+        await db.execute(f"create table {table}({columns}, primary key (uid, run, seq))")
+        places = ", ".join(f"${n}" for n in range(1, len(TYPES) + 1))
+        arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(TYPES, 1))
+        single = await db.prepare(f"insert into {table} values ({places})")
+        batch = await db.prepare(f"insert into {table} select * from unnest({arrays})")
+        trip = await db.prepare("select 1")
+
+        async def insert(n: int) -> None:
+            base = 10_000_000 + n * ROWS_PER_INSERT
+            await batch.fetch(*map(list, zip(*(row(base + i) for i in range(ROWS_PER_INSERT)), strict=True)))
+
+        trips = await repeat_async(seconds / 2, lambda n: trip.fetch())
+        singles = await repeat_async(seconds, lambda n: single.fetch(*row(n)))
+        batches = await repeat_async(seconds, insert)
+    finally:
+        await db.close()
+    return {
+        "trip_ms": statistics.median(trips) * 1e3,
+        "commits_per_s": len(singles) / sum(singles),
+        "commit_p50_ms": statistics.median(singles) * 1e3,
+        "rows_per_s": len(batches) * ROWS_PER_INSERT / sum(batches),
+        "batch_p50_ms": statistics.median(batches) * 1e3,
+    }
+
+
 def main() -> None:
     """One line of JSON with every limit is on standard output."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--store", required=True)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    figures = commits(options.dir, options.seconds) | flushes(options.dir, options.seconds)
-    print(json.dumps({**figures, "sqlite": apsw.sqlite_lib_version()}))
+    end_with_parent()
+    scheme, _, path = options.store.partition(":///")
+    if scheme == "sqlite":
+        directory = Path(path).parent
+        figures = commits(directory, options.seconds) | flushes(directory, options.seconds)
+        print(json.dumps({**figures, "sqlite": apsw.sqlite_lib_version()}))
+    else:
+        print(json.dumps(asyncio.run(postgres(options.store, options.seconds))))
 
 
 if __name__ == "__main__":

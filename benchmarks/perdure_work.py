@@ -1,11 +1,10 @@
-"""One workload on Perdure, in a process and a SQLite file of its own: `python -m benchmarks.perdure_work w1 ...`.
+"""One workload on Perdure, in a process and a store of its own: `python -m benchmarks.perdure_work w1 --store URL ...`.
 
 It prints one line of JSON; a workload named `_kill` ends by SIGKILL instead, and its `_restart` goes on from there.
 """
 
 import argparse
 import asyncio
-import cProfile
 import faulthandler
 import gc
 import json
@@ -18,74 +17,25 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.flows import FLOWS, fan, long, long_wait, one, probe, ten, two, wait
-from perdure import Engine, FlowFunction, Outgoing
+from benchmarks.flows import FLOWS, fan, long, long_wait, many, one, one_at_a_time, probe, ten, two, until_waiting, wait
+from benchmarks.measuring import IDLE_S, Figures, Meter, end_with_parent, resident_kb
+from benchmarks.several import SEVERAL
+from perdure import Engine, Outgoing
 
 IMPORTED_AT = time.monotonic()
-IDLE_S = 2.0
-Figures = dict[str, float]
-
-
-class Meter:
-    """Times and, when asked, profiles the part of a workload that counts."""
-
-    def __init__(self, profile: Path | None) -> None:
-        self._out = profile
-        self._profile = cProfile.Profile() if profile else None
-        self.wall_s = self.process_s = self.thread_s = 0.0
-
-    def __enter__(self) -> "Meter":
-        self._wall, self._process, self._thread = time.perf_counter(), time.process_time(), time.thread_time()
-        if self._profile:
-            self._profile.enable()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._profile:
-            self._profile.disable()
-            self._profile.dump_stats(str(self._out))
-        self.wall_s = time.perf_counter() - self._wall
-        self.process_s = time.process_time() - self._process
-        self.thread_s = time.thread_time() - self._thread
-
-    def figures(self) -> Figures:
-        """Wall time, and processor time of the loop's thread and of all others."""
-        return {"metered_s": self.wall_s, "loop_cpu_s": self.thread_s, "other_cpu_s": self.process_s - self.thread_s}
-
-
-def resident_kb() -> float:
-    """The process's resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
-
-
-async def until_waiting(count: int) -> None:
-    """`count` flows of this process have reached their `receive`, and the loop has had time to settle."""
-    while probe.waiting < count:  # a flow must not set an event of the real loop
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.005)
 
 
 async def w1(engine: Engine, count: int, meter: Meter) -> Figures:
     with meter:
-        got = await asyncio.gather(*[engine.run(ten, 0, id=f"w1-{n}") for n in range(count)])
-    assert got == [10] * count
+        await many(engine, "w1", count)
     return {"steps_per_s": count * 10 / meter.wall_s}
 
 
 async def w2(engine: Engine, count: int, meter: Meter) -> Figures:
-    async def median_ms(work: FlowFunction[[int], int], name: str, expected: int) -> float:
-        took: list[float] = []
-        for n in range(count):
-            begin = time.perf_counter()
-            got = await engine.run(work, 0, id=f"w2-{name}-{n}")
-            took.append(time.perf_counter() - begin)
-            assert got == expected
-        return statistics.median(took) * 1e3
-
     with meter:
-        ten_ms = await median_ms(ten, "ten", 10)
-    return {"ten_ms": ten_ms, "one_ms": await median_ms(one, "one", 1)}
+        ten_s = await one_at_a_time(engine, "w2-ten", ten, 10, count)
+    one_s = await one_at_a_time(engine, "w2-one", one, 1, count)
+    return {"ten_ms": statistics.median(ten_s) * 1e3, "one_ms": statistics.median(one_s) * 1e3}
 
 
 async def w3(engine: Engine, count: int, meter: Meter) -> Figures:
@@ -224,10 +174,12 @@ WORK: dict[str, Work] = {
 }  # fmt: skip
 
 
-async def measure(name: str, directory: Path, count: int, meter: Meter) -> Figures:
-    """The workload has run on a file in `directory`; all it found is returned."""
+async def measure(name: str, store: str, count: int, meter: Meter) -> Figures:
+    """The workload has run on the store; all it found is returned."""
     launch_at = time.monotonic()
-    async with Engine(f"sqlite:///{directory / 'bench.db'}", flows=FLOWS) as engine:
+    if name in SEVERAL:
+        return {"imported_at": IMPORTED_AT, "launch_at": launch_at} | await SEVERAL[name](store, count, meter)
+    async with Engine(store, flows=FLOWS) as engine:
         ready_at = time.monotonic()
         if not name.endswith(("_kill", "_restart")):
             await engine.run(one, 0, id="warm-up")
@@ -238,16 +190,17 @@ async def measure(name: str, directory: Path, count: int, meter: Meter) -> Figur
 def main() -> None:
     """One line of JSON with the workload's figures is on standard output."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=WORK)
-    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("work", choices=[*WORK, *SEVERAL])
+    parser.add_argument("--store", required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--profile", type=Path)
     options = parser.parse_args()
+    end_with_parent()
     probe.kill_at, probe.second_life = options.kill_at, options.work.endswith("_restart")
     faulthandler.enable()
     meter = Meter(options.profile)
-    figures = asyncio.run(measure(options.work, options.dir.resolve(), options.count, meter))
+    figures = asyncio.run(measure(options.work, options.store, options.count, meter))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({**figures, **meter.figures(), "peak_mb": peak_mb}))
 

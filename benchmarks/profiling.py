@@ -2,12 +2,14 @@
 
 import pstats
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.measuring import Figures
 from benchmarks.metrics import Plan
-from benchmarks.runner import PERDURE, ROOT, run_process, scratch
+from benchmarks.runner import PERDURE, ROOT, Surroundings, run_process
 
 OPERATIONS = {"w1": 10, "w1x": 10, "w2": 10, "w3": 1, "w4": 1, "w5": 1, "w6": 1}
 UNITS = {"w3": "step", "w4": "message", "w5": "message", "w6": "step"}
@@ -19,7 +21,7 @@ def group(function: Function) -> str:
     """The room a function belongs to: a module of ours, asyncio, a package, or what is written in C."""
     path, _, name = function
     if path == "~":
-        for package in ("msgspec", "apsw", "_asyncio", "_blake2", "_contextvars", "_heapq"):
+        for package in ("msgspec", "apsw", "asyncpg", "_asyncio", "_blake2", "_contextvars", "_heapq"):
             if package in name:
                 return f"C: {package}"
         return "C: other"
@@ -28,7 +30,9 @@ def group(function: Function) -> str:
         return "perdure/" + "/".join(parts[parts.index("perdure") + 1 :])
     if str(ROOT / "benchmarks") in path:
         return "benchmarks"
-    return "site-packages/" + parts[parts.index("site-packages") + 1] if "site-packages" in parts else parts[-2]
+    if "site-packages" in parts:
+        return "site-packages/" + parts[parts.index("site-packages") + 1]
+    return parts[-2] if len(parts) > 1 else path
 
 
 def place(function: Function) -> str:
@@ -64,24 +68,27 @@ def top(timings: Mapping[Function, Timing], operations: int, count: int) -> list
     return lines
 
 
-def profile(plan: Plan, count: int, functions: int, parent: Path) -> None:
+def profile(plan: Plan, count: int, functions: int, around: Surroundings) -> None:
     """Where the workload's time goes has been printed: by processor and, under cProfile, by room and by function."""
-    work, operations = plan.work.removesuffix("x"), count * OPERATIONS[plan.work]
+    work, operations = plan.programs[0], count * OPERATIONS[plan.work]
     unit = UNITS.get(plan.work, "step")
-    with scratch(parent) as directory:
-        command = [*PERDURE, work, "--dir", str(directory), "--count", str(count)]
-        plain, _ = run_process(command, plan.limit_s)
+
+    def run(limit_s: float, *more: str) -> Figures:
+        with around.stores.fresh() as store:
+            command = [*PERDURE, work, "--store", store, "--count", str(count), *more]
+            return run_process(command, limit_s, around)[0]
+
+    plain = run(plan.limit_s)
     print(f"{plan.title}, {operations:,} {unit}s; without a profiler, in microseconds a {unit}:")
     for key, label in (
         ("metered_s", "wall"),
         ("loop_cpu_s", "processor, the loop's thread"),
-        ("other_cpu_s", "processor, other threads (the writer)"),
+        ("other_cpu_s", "processor, other threads (the SQLite writer)"),
     ):
         print(f"{plain[key] / operations * 1e6:9.2f}  {label}")
-    with scratch(parent) as directory:
-        out = directory / "profile.out"
-        command = [*PERDURE, work, "--dir", str(directory), "--count", str(count), "--profile", str(out)]
-        profiled, _ = run_process(command, plan.limit_s * 4)
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "profile.out"
+        profiled = run(plan.limit_s * 4, "--profile", str(out))
         timings: Mapping[Function, Timing] = vars(pstats.Stats(str(out)))["stats"]
     slower = profiled["metered_s"] / plain["metered_s"]
     print(f"\nThe loop's thread under cProfile ({slower:.1f} times slower, small functions suffer most);")

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.metrics import METRICS, PLANS, Metric, Plan
-from benchmarks.runner import Figures
+from benchmarks.measuring import Figures
+from benchmarks.metrics import FILE, Metric, Suite
+from benchmarks.stores import SETTINGS, Schemas
 
 
 @dataclass(slots=True)
 class Results:
     """All that was measured in one run of the command."""
 
+    suite: Suite = FILE
     limits: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     perdure: dict[str, list[Figures]] = field(default_factory=dict[str, list[Figures]])
     peer: dict[str, list[Figures]] = field(default_factory=dict[str, list[Figures]])
@@ -25,20 +27,16 @@ class Results:
     peer_missing: str | None = None
 
 
-def plan_of(work: str) -> Plan:
-    return next(plan for plan in PLANS if plan.work == work)
-
-
-def values(metric: Metric, found: Sequence[Figures]) -> list[float]:
+def values(metric: Metric, found: Sequence[Figures], suite: Suite) -> list[float]:
     """The metric in each repetition; those in raw commits are derived from the time and the run's own limit."""
     if metric.key.endswith("_raw"):
-        source = next(m for m in METRICS if m.work == metric.work and m.key == metric.key.replace("_raw", "_ms"))
+        source = next(m for m in suite.metrics if m.work == metric.work and m.key == metric.key.replace("_raw", "_ms"))
         return times_raw(source, found)
     return [figures[metric.key] for figures in found if metric.key in figures]
 
 
 def times_raw(metric: Metric, found: Sequence[Figures]) -> list[float]:
-    """In each repetition, our time as a multiple of what bare SQLite, measured right before, needs to write as much."""
+    """In each repetition, our time as a multiple of what the bare database, measured right before, needs to write as much."""
     multiples: list[float] = []
     for figures in found:
         if "bare_commits_per_s" not in figures or metric.key not in figures:
@@ -51,9 +49,9 @@ def times_raw(metric: Metric, found: Sequence[Figures]) -> list[float]:
 
 def row(metric: Metric, results: Results) -> dict[str, Any]:
     """One metric with everything that the table and the JSON say of it."""
-    plan = plan_of(metric.work)
-    ours = values(metric, results.perdure.get(metric.work, []))
-    theirs = values(metric, results.peer.get(metric.work, [])) if metric.peer else []
+    plan = results.suite.plan(metric.work)
+    ours = values(metric, results.perdure.get(metric.work, []), results.suite)
+    theirs = values(metric, results.peer.get(metric.work, []), results.suite) if metric.peer else []
     scale = plan.count / plan.peer_count if metric.scales and plan.peer_count else 1.0
     theirs = [value * scale for value in theirs]
     found: dict[str, Any] = {
@@ -100,39 +98,61 @@ def file_system(path: Path) -> str:
     return best[1]
 
 
-def heading(results: Results, repetitions: int, directory: Path) -> str:
+def heading(results: Results, repetitions: int, where: Path | Schemas) -> str:
     """What ran where, and the raw limits."""
+    what, warnings = on_server(where) if isinstance(where, Schemas) else on_files(results, where)
+    limits = (
+        ("trip_ms", "ms a round trip"),
+        ("commits_per_s", "single-row commits/s"),
+        ("rows_per_s", f"rows/s in batches of {'1,000' if isinstance(where, Schemas) else '100'}"),
+        ("fdatasync_per_s", "4 KB fdatasync/s"),
+    )
+    said = [
+        f"{spread([float(found[key]) for found in results.limits])} {label}"
+        for key, label in limits
+        if results.limits and key in results.limits[0]
+    ]
+    python = f"CPython {platform.python_version()}"
+    lines = [
+        f"{python}, {what}, {os.cpu_count()} processors; median [min..max] of {repetitions}",
+        f"raw limits{' *' if 'limits' in results.company else ''}: {', '.join(said)}",
+    ]
+    return "\n".join([*lines, *warnings])
+
+
+def on_files(results: Results, directory: Path) -> tuple[str, list[str]]:
+    """The files that were measured, and what is wrong with them."""
     sqlite = results.limits[0]["sqlite"] if results.limits else "?"
     kind = file_system(directory)
-    what = f"CPython {platform.python_version()}, SQLite {sqlite} (WAL, synchronous=FULL) on {kind}"
-    lines = [
-        f"{what}, {os.cpu_count()} processors; median [min..max] of {repetitions}",
-        f"raw limits{' *' if 'limits' in results.company else ''}: "
-        + ", ".join(
-            f"{spread([float(found[key]) for found in results.limits])} {label}"
-            for key, label in (
-                ("commits_per_s", "single-row commits/s"),
-                ("rows_per_s", "rows/s in batches of 100"),
-                ("fdatasync_per_s", "4 KB fdatasync/s"),
-            )
-        ),
+    warnings = ["WARNING: these files are in memory; nothing here waits for a disk. Give --dir."]
+    return f"SQLite {sqlite} (WAL, synchronous=FULL) on {kind}", warnings if kind in ("tmpfs", "ramfs") else []
+
+
+def on_server(schemas: Schemas) -> tuple[str, list[str]]:
+    """The server that was measured, as it is set, and what is wrong with that."""
+    facts = schemas.facts
+    settings = ", ".join(f"{name}={facts[name]}" for name in SETTINGS)
+    warnings = [
+        f"WARNING: {name} is off; nothing here waits for a disk, and a crash may lose what was committed."
+        for name in ("fsync", "synchronous_commit")
+        if facts[name] == "off"
     ]
-    if kind in ("tmpfs", "ramfs"):
-        lines.append("WARNING: these files are in memory; nothing here waits for a disk. Give --dir.")
-    return "\n".join(lines)
+    return f"PostgreSQL {facts['server_version']} at {facts['host']} ({settings})", warnings
 
 
 def table(results: Results, repetitions: int) -> str:
     """The figures as text, one line a metric."""
     head = ("", "Perdure", "unit", "target", "met", "x raw", results.peer_name, "x better")
     lines: list[tuple[str, ...]] = []
-    for plan in PLANS:
+    for plan in results.suite.plans:
         if plan.work not in results.perdure and plan.work not in results.peer:
             continue
         done = len(results.perdure.get(plan.work, []))
         short = f" ({done} of {repetitions} runs)" if done < repetitions else ""
         lines.append((plan.title + short + (" *" if plan.work in results.company else ""),))
-        lines.extend(cells(metric, row(metric, results)) for metric in METRICS if metric.work == plan.work)
+        lines.extend(
+            cells(metric, row(metric, results)) for metric in results.suite.metrics if metric.work == plan.work
+        )
     widths = [max(len(line[n]) for line in [head, *lines] if len(line) > 1) for n in range(len(head))]
     widths[0] = max(widths[0], 44)
 
@@ -163,27 +183,32 @@ def cells(metric: Metric, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 LEGEND = """\
-met: how many times better than the target. x raw: our time as a multiple of what bare SQLite, measured right before,
-needs to write as many rows (n + 1 commits, or batches of 100). x better: against DBOS in this run. ~: scaled up
+met: how many times better than the target. x raw: our time as a multiple of what the bare database, measured right
+before, needs to write as many rows (n + 1 commits, or batches). x better: against DBOS in this run. ~: scaled up
 linearly, from {w5} workflows on DBOS. W1 on DBOS: {w1} workflows. *: others used the machine meanwhile."""
+SERVER_LEGEND = """
+W4: the sender, another process' engine (for us one that runs nothing), sends, and learns that the flow is done.
+W7 on DBOS: nobody takes over by itself; it is started again, at once. W9 on DBOS: a queue of {w9} workflows.
+Statements and transactions are counted by a proxy between replicas and server. The server's processes count as ours."""
 
 
-def legend() -> str:
+def legend(suite: Suite) -> str:
     """How to read the table."""
-    return LEGEND.format(w5=f"{plan_of('w5').peer_count:,}", w1=f"{plan_of('w1').peer_count:,}")
+    text = LEGEND if suite is FILE else LEGEND + SERVER_LEGEND
+    return text.format(**{plan.work: f"{plan.peer_count:,}" for plan in suite.plans})
 
 
-def as_json(results: Results, repetitions: int, directory: Path) -> dict[str, Any]:
+def as_json(results: Results, repetitions: int, where: Path | Schemas) -> dict[str, Any]:
     """Everything, for a program."""
     return {
         "python": platform.python_version(),
         "processors": os.cpu_count(),
-        "file_system": file_system(directory),
+        **({"server": where.facts} if isinstance(where, Schemas) else {"file_system": file_system(where)}),
         "repetitions": repetitions,
         "limits": results.limits,
         "peer": results.peer_name,
         "peer_missing": results.peer_missing,
-        "metrics": [row(metric, results) for metric in METRICS if metric.work in results.perdure],
+        "metrics": [row(metric, results) for metric in results.suite.metrics if metric.work in results.perdure],
         "raw_figures": {"perdure": results.perdure, "peer": results.peer},
         "company": sorted(results.company),
         "problems": results.problems,

@@ -20,6 +20,9 @@ class System:
     simulated must go alike each time.
     """
 
+    queues: bool = True
+    """Whether queues count. If not, all of them are one, which every engine serves: in tests there are few engines."""
+
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         self.process = f"{os.getpid()}-{self.random_bytes(6).hex()}"

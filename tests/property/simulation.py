@@ -127,8 +127,8 @@ class Simulation:
         for key, (number, id) in saved.watched.items():
             self._answers.append((number, key, id, False))
         instance = Instance(
-            uid=saved.uid, run=0, flow=flow.name, id="one", state=State.RUNNING, owner="me", waiting=False, due_at=None,
-            arguments=saved.arguments, digest=b"", parent=None, outcome=None, reason=None, version="", created_at=START,
+            uid=saved.uid, run=0, flow=flow.name, id="one", lane=flow.name, state=State.RUNNING, owner="me", waiting=False,
+            due_at=None, arguments=saved.arguments, digest=b"", parent=None, outcome=None, reason=None, version="", created_at=START,
             ended_at=None,
         )  # fmt: skip
         traces.pop("one", None)
@@ -218,9 +218,11 @@ class Simulation:
         return self._uids.to_bytes(16, "big")
 
     def new_instance(
-        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
+        self, uid: bytes, flow: str, id: str, queue: str, arguments: bytes, digest: bytes, parent: bytes | None
     ) -> Create:
-        return Create(uid, flow, id, arguments, digest, parent, False, self.clock, "", self.clock, None)
+        return Create(uid, flow, id, flow, arguments, digest, parent, False, self.clock, "", self.clock, None)
+
+    queues = False
 
     def default_retry(self) -> None:
         return None

@@ -76,7 +76,7 @@ def instance(chance: random.Random) -> Loaded:
     failing = [e.seq for e in entries if e.kind in SETTABLE and e.kind != Kind.AGAIN]
     failed_seq = chance.choice([None, *failing]) if state is State.FAILED else None
     row = Instance(
-        UID, RUN, "flow", "id", state, None, state is State.SUSPENDED, chance.choice([None, 50.0]), b"[1]", b"digest",
+        UID, RUN, "flow", "id", "flow", state, None, state is State.SUSPENDED, chance.choice([None, 50.0]), b"[1]", b"digest",
         None, b"outcome" if state.ended else None, "why" if state is State.BLOCKED else None, "v", 1.0,
         90.0 if state.ended else None, chance.choice([None, b"[0]"]), chance.choice([None, b"l" * 16]),
         chance.randint(-1, 3), failed_seq,

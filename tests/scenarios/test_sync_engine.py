@@ -86,7 +86,7 @@ def test_these_are_all_the_calls() -> None:
 
 
 NOT_SYNC = {
-    Engine: {"serve", "result", "life_of", "send_one", "cancel_one", "state_of", "exposed_by"},
+    Engine: {"serve", "result", "life_of", "send_one", "cancel_one", "state_of", "exposed_by", "goes_on"},
     Panel: {"loaded", "payloads", "staged", "new_message"},
     SyncEngine: {"open", "close"},
 }
@@ -112,12 +112,17 @@ def test_the_options_names_and_parameters_are_those_of_engine_handle_and_panel()
             assert parameters(getattr(ours, name)) == parameters(getattr(theirs, name)), name
 
 
+@step(queue="gpu")
+def remote() -> None:
+    """Runs elsewhere."""
+
+
 def test_every_option_reaches_the_engine() -> None:
     """Each option is given a value that is not its default, and the engine differs from a default one by all of them."""
     given = {
-        "flows": [adds], "execute": False, "max_resident": 7, "unload_after": 3, "max_running": 8, "retention": 5, "drain": 9,
+        "flows": [adds], "steps": [remote], "execute": False, "max_resident": 7, "unload_after": 3, "max_running": 8, "retention": 5, "drain": 9,
         "retry": Retry(attempts=2), "codec": Reversed(), "payload_limit": 1000, "version": "v", "lease": 11, "stall_limit": 4,
-        "kill_hung": True, "step_middleware": [passes_on],
+        "kill_hung": True, "step_middleware": [passes_on], "queues": ["gpu"],
     }  # fmt: skip
     names = {p.name for p in inspect.signature(Engine.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY}
     assert set(given) == names, "give the new option here too"

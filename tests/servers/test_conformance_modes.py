@@ -1,6 +1,7 @@
-"""What two do at once, takeovers and transactions, at `serializable` and as behind a pooler. The whole suite takes a while:
+"""What two do at once, takeovers and transactions, at the other levels of isolation. The whole suite takes a while:
 
-`python -c "from perdure.testing.conformance import run; run('postgresql://...?schema=x&pooler=on')"` runs it.
+`python -c "from perdure.testing.conformance import run; run('postgresql://...?default_transaction_isolation=serializable')"`
+runs it.
 """
 
 from functools import partial
@@ -17,7 +18,6 @@ from tests.servers.test_conformance import fresh
 
 MODES = {
     "serializable": "default_transaction_isolation=serializable",
-    "pooler": "pooler=on",
     "repeatable read": "default_transaction_isolation=repeatable%20read&notify=off",
 }
 

@@ -15,9 +15,16 @@ from perdure import Engine
 from perdure.stores.postgres.connection import parse
 from tests.servers import worker
 from tests.servers.processes import BINARIES, Processes, Server, journal, whole
+from tests.servers.services import POSTGRES_VERSIONS, Services
 from tests.support.world import eventually
 
 WAIT_S = 40
+
+
+@pytest.fixture(params=POSTGRES_VERSIONS)
+def postgresql(request: pytest.FixtureRequest, services: Services) -> str:
+    """The URL of a PostgreSQL: of each version that is here."""
+    return services.url(request.param)
 
 
 @pytest.fixture

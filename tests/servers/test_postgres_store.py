@@ -61,8 +61,8 @@ def test_an_option_with_another_value_is_refused(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["/no_such_database", "/test?user=no_such_user&sslmode=nope"])
-async def test_a_database_that_is_not_there_is_named(server: str, wrong: str) -> None:
-    store = PostgresStore(server.rpartition("/")[0] + wrong.partition("?")[0])
+async def test_a_database_that_is_not_there_is_named(postgresql: str, wrong: str) -> None:
+    store = PostgresStore(postgresql.rpartition("/")[0] + wrong.partition("?")[0])
     if "?" in wrong:
         store = PostgresStore("postgresql://postgres@127.0.0.1:1/test")
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1"):

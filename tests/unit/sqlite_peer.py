@@ -23,7 +23,7 @@ def entry(uid: bytes, seq: int) -> Entry:
 
 def create(number: int) -> Create:
     uid = number.to_bytes(16, "big")
-    return Create(uid, "f", f"i{number}", b"[]", b"d", None, True, None, "v", 1.0, entry(uid, 0))
+    return Create(uid, "f", f"i{number}", "f", b"[]", b"d", None, True, None, "v", 1.0, entry(uid, 0))
 
 
 class Peer:

@@ -39,7 +39,7 @@ class SkippingClock(Clock):
 
 def create(number: int, id: str = "", arguments: bytes = b"[]") -> Create:
     return Create(
-        number.to_bytes(16, "big"), "f", id or f"i{number}", arguments, b"d", None, False, None, "v", 1.0, None
+        number.to_bytes(16, "big"), "f", id or f"i{number}", "f", arguments, b"d", None, False, None, "v", 1.0, None
     )  # fmt: skip
 
 

@@ -250,7 +250,7 @@ async def test_processes_are_told_of_each_other(mine: SqliteStore, peer: Starter
     loop = asyncio.get_running_loop()
     mine.on_change(lambda: loop.call_soon_threadsafe(told.set))
     other.ask("told")
-    create = Create((7).to_bytes(16, "big"), "f", "i7", b"", b"", None, False, None, "v", 1.0, None)
+    create = Create((7).to_bytes(16, "big"), "f", "i7", "f", b"", b"", None, False, None, "v", 1.0, None)
     await mine.commit(Batch(None, 0, [create], 1.0))
     assert other.answer() == "ok"
     told.clear()

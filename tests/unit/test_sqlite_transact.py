@@ -51,7 +51,7 @@ class Till:
     async def open(self) -> None:
         await self.store.open()
         self.epoch = await self.store.join("a", 10.0)
-        create = Create(UID, "f", "i", b"[]", b"d", None, True, None, "v", 1.0, entry(0, Kind.BEGUN))
+        create = Create(UID, "f", "i", "f", b"[]", b"d", None, True, None, "v", 1.0, entry(0, Kind.BEGUN))
         await self.store.commit(Batch("a", self.epoch, [create], 1.0))
         await self.user("create table payment(id integer primary key, amount real, note text unique)")
 
@@ -738,7 +738,7 @@ async def test_what_is_committed_meanwhile_waits_its_turn(till: Till) -> None:
 
     task = asyncio.ensure_future(till.do(work))
     await asyncio.to_thread(inside.wait, 20)
-    create = Create((2).to_bytes(16, "big"), "f", "i2", b"[]", b"d", None, False, None, "v", 1.0, None)
+    create = Create((2).to_bytes(16, "big"), "f", "i2", "f", b"[]", b"d", None, False, None, "v", 1.0, None)
     small = asyncio.ensure_future(till.store.commit(Batch("a", till.epoch, [create], 1.0)))
     for _ in range(5):
         await asyncio.sleep(0)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Final, final
 
 from perdure.clock import to_datetime
+from perdure.model.lanes import queue_of
 from perdure.model.records import Instance, State
 
 
@@ -24,11 +25,12 @@ _LATEST: Final = 253402214400.0
 class Info:
     """One instance as `find` lists it."""
 
-    __slots__ = ("created_at", "due_at", "flow", "id", "reason", "state")
+    __slots__ = ("created_at", "due_at", "flow", "id", "queue", "reason", "state")
 
     def __init__(self, row: Instance) -> None:
         self.flow = row.flow
         self.id = row.id
+        self.queue = queue_of(row.lane)
         self.state = shown(row)
         self.due_at = None if row.due_at is None else to_datetime(min(row.due_at, _LATEST))
         self.created_at = to_datetime(row.created_at)

@@ -299,15 +299,15 @@ def _every(interval: timedelta, since: datetime) -> Callable[[datetime], datetim
 class Scheduling(Protocol):
     """What `set_schedule` and `remove_schedule` need of an engine."""
 
-    async def start(self, flow: str, /, *args: object, id: str) -> Handle[Any]: ...
+    async def start(self, flow: str, /, *args: object, id: str, queue: str | None = None) -> Handle[Any]: ...
     async def send(self, flow: str, id: str, message: object, /) -> None: ...
     async def delete(self, flow: str, id: str, /) -> None: ...
-    def handle(self, flow: str, id: str, /) -> Handle[Any]: ...
+    async def goes_on(self, flow: str, id: str, queue: str) -> bool: ...
 
 
 async def set_schedule(
-    engine: Scheduling, flow: Any, when: Cron | Duration, args: tuple[Any, ...], id: str, at: datetime
-) -> None:
+    engine: Scheduling, flow: Any, when: Cron | Duration, args: tuple[Any, ...], id: str, queue: str | None, at: datetime
+) -> None:  # fmt: skip
     """The flow is started at each due time, with these arguments, by whichever replica lives. On disk.
 
     The same schedule again changes nothing. Another one under the same id replaces it: times are counted anew if
@@ -316,6 +316,8 @@ async def set_schedule(
     Args:
         when: a `Cron`, or an interval of at least a second: then the first start is one interval from `at`.
         id: of the schedule, at most 234 bytes; each instance that it starts is `<id>@<due time in UTC>`.
+        queue: of the schedule and, as they are started in it, of its instances: one that nobody serves would keep both
+            waiting alike. To move a schedule to another queue it is removed and set anew.
 
     Raises:
         ValueError, TypeError: the interval, id or arguments do not fit.
@@ -329,17 +331,17 @@ async def set_schedule(
     plan = Plan(name_of(function), positional, _plain(when), at.replace(microsecond=0))
     while True:
         try:
-            await engine.start(SCHEDULE, plan, id=id)
+            await engine.start(SCHEDULE, plan, id=id, queue=queue)
         except AlreadyStarted:
             pass
         # It may have been there, with these first arguments and another plan since: only a message says what holds now.
         await engine.send(SCHEDULE, id, plan)
         try:
-            if not (await engine.handle(SCHEDULE, id).state()).ended:
+            if await engine.goes_on(SCHEDULE, id, queue or ""):
                 return
         except InstanceNotFound:
             pass  # its tombstone is there
-        await remove_schedule(engine, id)  # somebody cancelled it
+        await remove_schedule(engine, id)  # somebody cancelled it, or it was on another queue
 
 
 async def remove_schedule(engine: Scheduling, id: str) -> None:

@@ -89,8 +89,9 @@ class FlowRun(Protocol):
         timeout: float | None,
     ) -> Operation: ...
     def start(
-        self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool
-    ) -> Operation: ...
+        self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool,
+        queue: str | None = None,
+    ) -> Operation: ...  # fmt: skip
     def wait(self, place: Place, started: Started, *, child: bool, timeout: float | None) -> Operation: ...
     def send(
         self, place: Place, flow: str, id: str, message: object, key: str | None, name: str | None

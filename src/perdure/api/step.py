@@ -8,7 +8,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from perdure.api.scope import Place, finish, in_flow, running_loop, scope
 from perdure.clock import Duration, seconds
@@ -36,12 +36,18 @@ class _NotGiven:
 NOT_GIVEN: Any = _NotGiven()
 
 
+_POLICY: Final = ("retry", "at_most_once", "timeout", "returns")
+
+
 class StepSpec:
     """What is known of a step before it is called: the function and its policy. Shared, never changed."""
 
-    __slots__ = ("at_most_once", "copy", "fn", "is_async", "name", "retry", "returns", "signature", "timeout")
+    __slots__ = (
+        "as_registered", "at_most_once", "copy", "fn", "is_async", "key", "name", "queue", "registered", "retry", "returns",
+        "signature", "timeout",
+    )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all that `step` and `capture` may say
         self,
         fn: Callable[..., Any],
         name: str,
@@ -51,6 +57,10 @@ class StepSpec:
         timeout: Duration | None = None,
         copy: bool = True,
         returns: Any = NOT_GIVEN,
+        queue: str | None = None,
+        key: str | None = None,
+        registered: str | None = None,
+        as_registered: bool = True,
     ) -> None:
         if at_most_once and retry is not None and retry.attempts != 1 and not retry.says_which:
             raise ValueError(
@@ -66,15 +76,23 @@ class StepSpec:
             raise ValueError(f"step {name!r}: timeout={timeout!r} must be positive")
         self.copy = copy
         self.returns = returns
+        self.queue = queue
+        self.key = key
+        """The idempotency key of whoever it runs for; None: it runs for itself."""
+        self.registered = registered or name
+        """The name by which a queue's replicas know it."""
+        self.as_registered = as_registered
+        """Whether its policy is the one that it was made with."""
         self.signature: inspect.Signature | None = None
 
     def changed(self, **options: Any) -> StepSpec:
         """The same step, but for what is given."""
         given: dict[str, Any] = {
             "fn": self.fn, "name": self.name, "retry": self.retry, "at_most_once": self.at_most_once, "timeout": self.timeout,
-            "copy": self.copy, "returns": self.returns,
+            "copy": self.copy, "returns": self.returns, "queue": self.queue, "key": self.key, "registered": self.registered,
         }  # fmt: skip
-        return StepSpec(**(given | options))
+        same = all(options.get(name, given[name]) == given[name] for name in _POLICY)
+        return StepSpec(**(given | options), as_registered=self.as_registered and same)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Arguments in one form however they were passed: by position as far as the signature allows."""
@@ -140,12 +158,13 @@ class Step(Generic[P, R]):
         retry: Retry | None = NOT_GIVEN,
         at_most_once: bool = NOT_GIVEN,
         timeout: Duration | None = NOT_GIVEN,
+        queue: str | None = NOT_GIVEN,
         id: str | None = None,
     ) -> Step[P, R]:
-        """The same step with another policy for the calls made through what is returned; `id` identifies one
-        operation of a run.
+        """The same step with another policy or queue for the calls made through what is returned; `id` identifies one
+        operation of a run. The policy of a step on a queue is what it was registered with there, and no other.
         """
-        given = {"retry": retry, "at_most_once": at_most_once, "timeout": timeout}
+        given = {"retry": retry, "at_most_once": at_most_once, "timeout": timeout, "queue": queue}
         changed = {name: value for name, value in given.items() if value is not NOT_GIVEN}
         return Step(self.spec.changed(**changed) if changed else self.spec, self.id if id is None else id)
 
@@ -209,6 +228,7 @@ def step(
     retry: Retry | None = None,
     at_most_once: bool = False,
     timeout: Duration | None = None,
+    queue: str | None = None,
     copy: bool = True,
 ) -> _StepDecorator: ...
 def step(
@@ -219,6 +239,7 @@ def step(
     retry: Retry | None = None,
     at_most_once: bool = False,
     timeout: Duration | None = None,
+    queue: str | None = None,
     copy: bool = True,
 ) -> Any:
     """The function is a step: in a flow its outcome is journaled, elsewhere it just runs.
@@ -229,6 +250,8 @@ def step(
         at_most_once: an attempt is never repeated; if its outcome is lost, the call raises `OutcomeUnknown`.
         timeout: of one attempt; after it the attempt is cancelled and has failed with `TimeoutError`, an at-most-once
             one with `OutcomeUnknown`.
+        queue: in a flow, attempts run on a replica that serves this queue and was given the step (`Engine(steps=[...])`),
+            with the policy that it has there; "" is what names no queue. All arguments must be such as can be kept.
         copy: whether the function gets copies of its arguments (so that changing them in place shows at once that it
         is not durable).
 
@@ -238,8 +261,10 @@ def step(
 
     def decorate(fn: Callable[..., Any]) -> Step[..., Any]:
         return Step(
-            StepSpec(fn, name or fn.__qualname__, retry=retry, at_most_once=at_most_once, timeout=timeout, copy=copy)
-        )
+            StepSpec(
+                fn, name or fn.__qualname__, retry=retry, at_most_once=at_most_once, timeout=timeout, queue=queue, copy=copy
+            )
+        )  # fmt: skip
 
     return decorate if fn is None else decorate(fn)
 

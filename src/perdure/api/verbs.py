@@ -20,7 +20,9 @@ R = TypeVar("R")
 
 
 @overload
-async def start(flow: str, /, *args: object, id: str | None = None, detached: bool = False) -> Handle[Any]: ...
+async def start(
+    flow: str, /, *args: object, id: str | None = None, detached: bool = False, queue: str | None = None
+) -> Handle[Any]: ...
 @overload
 async def start(
     flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
@@ -28,8 +30,11 @@ async def start(
     *args: Unpack[Ts],
     id: str | None = None,
     detached: bool = False,
+    queue: str | None = None,
 ) -> Handle[R]: ...
-async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool = False) -> Handle[Any]:
+async def start(
+    flow: Any, /, *args: Any, id: str | None = None, detached: bool = False, queue: str | None = None
+) -> Handle[Any]:
     """The instance is asked for; it exists when the flow's entry is durable. What only the store knows, such as that
     the id was started with other arguments, comes out at the handle's `result`.
 
@@ -37,41 +42,55 @@ async def start(flow: Any, /, *args: Any, id: str | None = None, detached: bool 
         id: of the new instance; without it one is made of this run and operation. One that exists with the same
             arguments is used as it is, and does not become a child.
         detached: it lives on when this flow ends; else it is cancelled then.
+        queue: it runs where this queue is served; None: on this flow's own; "": on none.
 
     Raises:
         TypeError, ValueError: the arguments do not fit the flow; the id is empty or too long.
         NotEncodable, PayloadTooLarge, NotInFlow.
     """
     place = in_flow("start()")
-    return await _start(place, flow, args, id, detached=detached)
+    return await _start(place, flow, args, id, detached=detached, queue=queue)
 
 
-async def _start(place: Place, flow: Any, args: tuple[Any, ...], id: str | None, *, detached: bool) -> Handle[Any]:
+async def _start(
+    place: Place, flow: Any, args: tuple[Any, ...], id: str | None, *, detached: bool, queue: str | None
+) -> Handle[Any]:  # fmt: skip
     function, positional = unwrap(flow, args)
-    started: Started = await finish(place.run.start(place, function, positional, id, detached=detached))
+    started: Started = await finish(place.run.start(place, function, positional, id, detached=detached, queue=queue))
     return Handle(started.flow, started.id, started=started)
 
 
 @overload
-async def run(flow: str, /, *args: object, id: str | None = None) -> Any: ...
+async def run(flow: str, /, *args: object, id: str | None = None, queue: str | None = None) -> Any: ...
 @overload
 async def run(
-    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], /, *args: Unpack[Ts], id: str | None = None
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+    /,
+    *args: Unpack[Ts],
+    id: str | None = None,
+    queue: str | None = None,
 ) -> R: ...
-async def run(flow: Any, /, *args: Any, id: str | None = None) -> Any:
-    """The result of a child. Its own exception is raised here; if the wait is cancelled, so is the child."""
+async def run(flow: Any, /, *args: Any, id: str | None = None, queue: str | None = None) -> Any:
+    """The result of a child. Its own exception is raised here; if the wait is cancelled, so is the child.
+
+    Its `id` and `queue` are as for `start`.
+    """
     place = in_flow("run()")
     function, positional = unwrap(flow, args)
-    started: Started = await finish(place.run.start(place, function, positional, id, detached=False))
+    started: Started = await finish(place.run.start(place, function, positional, id, detached=False, queue=queue))
     return await finish(place.run.wait(place, started, child=True, timeout=None))
 
 
 async def start_many(
-    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
+    flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+    items: Iterable[tuple[str, Unpack[Ts]]],
+    /,
+    *,
+    queue: str | None = None,
 ) -> Sequence[Handle[R]]:
     """All instances are asked for as children, each (id, *arguments); handles in the order given. Raises as `start`."""
     place = in_flow("start_many()")
-    return [await _start(place, flow, item[1:], item[0], detached=False) for item in items]
+    return [await _start(place, flow, item[1:], item[0], detached=False, queue=queue) for item in items]
 
 
 async def send(

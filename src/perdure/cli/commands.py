@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from perdure.cli import check as checking
+from perdure.cli import copy as copying
+from perdure.cli import migrate as migrating
 from perdure.lint import command
 from perdure.lint.output import FORMATS, Format
+from perdure.stores.moving import Moved
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,6 +66,39 @@ def conformance(store: str, pytest_args: tuple[str, ...]) -> None:
             raise
         sys.exit("perdure conformance: it needs pytest, which is not installed: pip install 'perdure[testing]'")
     sys.exit(run(store, *pytest_args))
+
+
+@perdure.command()
+@click.argument("store", metavar="DATABASE_URL")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if something is missing.")
+def migrate(store: str, check: bool) -> None:
+    """The tables of the store, made or brought to what this version of Perdure needs.
+
+    Replicas of an older version write nothing any more from then on; newer tables are refused.
+    """
+    sys.exit(migrating.run(store, check, functools.partial(print, file=sys.stdout)))
+
+
+@perdure.command()
+@click.argument("source", metavar="SOURCE_URL")
+@click.argument("target", metavar="TARGET_URL")
+def copy(source: str, target: str) -> None:
+    """Everything that a stopped store holds, taken to an empty one, and compared.
+
+    No engine can use the target before all is the same on both sides. The source is only read, and stays as it is.
+    """
+    with Console(stderr=True).status("looking") as status:
+        code = copying.run(source, target, lambda table, rows: status.update(f"{table}: {rows:,} rows"), _compared)
+    sys.exit(code)
+
+
+def _compared(moved: Sequence[Moved]) -> None:
+    """What was compared is printed, a line for each table."""
+    table = Table("table", "rows", "there", "digest", "digest there", "same")
+    for each in moved:
+        rows, there = f"{each.rows:,}", f"{each.rows_there:,}"
+        table.add_row(each.table, rows, there, each.digest, each.digest_there, "yes" if each.same else "NO")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _coloured(line: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure import codec
 from perdure.api.scope import NextRun, Place, Started
-from perdure.engine.names import check_name
+from perdure.engine.names import check_name, check_queue
 from perdure.engine.operations import (
     ASKED,
     CancelOp,
@@ -28,9 +28,11 @@ from perdure.engine.operations import (
     cancel_request,
     new_message,
 )
+from perdure.engine.queued import QueuedStepOp, check_sendable
 from perdure.engine.stepping import StepOp
 from perdure.engine.transacting import TransactionOp
 from perdure.errors import PayloadTooLarge
+from perdure.model.lanes import check_flow_name
 from perdure.model.writes import Send
 
 if TYPE_CHECKING:
@@ -52,15 +54,20 @@ class Calls:
     def step(
         self, place: Place, spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any], id: str | None
     ) -> StepOp:
-        """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id."""
+        """A step is asked for. Raises NotEncodable and PayloadTooLarge for its arguments, DuplicateId for its id; of one
+        on a queue also what `check_sendable` does.
+        """
         if kwargs:
             args, kwargs = spec.bind(args, kwargs)
-        run = self.run
+        run, make = self.run, StepOp
+        if spec.queue is not None and run.host.queues:
+            check_sendable(spec, args, kwargs, run.payloads)
+            make = QueuedStepOp
         try:
-            op = StepOp(run, spec, args, kwargs, run.payloads.arguments(args, kwargs, spec.name), copy_context())
+            op = make(run, spec, args, kwargs, run.payloads.arguments(args, kwargs, spec.name), copy_context())
         except PayloadTooLarge as error:
             encoded = run.payloads.arguments(args, kwargs, spec.name, limited=False)
-            op = StepOp(run, spec, args, kwargs, encoded, copy_context())
+            op = make(run, spec, args, kwargs, encoded, copy_context())
             op.refuse(error)
         run.ask(op, place, id)
         return op
@@ -83,15 +90,19 @@ class Calls:
         return op
 
     def start(
-        self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool
-    ) -> Op:
+        self, place: Place, flow: FlowFunction[..., Any] | str, args: tuple[Any, ...], id: str | None, *, detached: bool,
+        queue: str | None = None,
+    ) -> Op:  # fmt: skip
         """Another instance is asked for; without an id it gets one made of this run's uid and the operation's key."""
         name = flow if isinstance(flow, str) else flow.name
         data, refused = self._encode(list(args), f"arguments of {name}")
         if id is None:
             id = f"{self.run.uid.hex()}.{self.run.number}.{place.path()}{place.operations}"
         check_name(id, "id")
-        op = StartOp(self.run, name, id, data, self.run.payloads.digest(list(args), name), detached=detached)
+        check_flow_name(name)
+        check_queue(queue)
+        digest = self.run.payloads.digest(list(args), name)
+        op = StartOp(self.run, name, id, data, digest, detached=detached, queue=queue)
         if refused is not None:
             op.refuse(refused)
         return self.run.ask(op, place)

@@ -30,7 +30,7 @@ CLAIM: Final = 500
 LOAD: Final = 100
 """Of these so many journals are in memory at a time before they run."""
 POLL_SECONDS: Final = 1.0
-"""The store is asked for work at least so often; a change by somebody else is noticed at once."""
+"""So long until blocked instances that are left are looked at, and until what went wrong twice is tried again."""
 RETRY_SECONDS: Final = 0.05
 """So soon it is asked again after its first failure."""
 THOROUGH_SECONDS: Final = 10.0
@@ -58,10 +58,12 @@ class Claims:
         """An answer of the store was lost: what it gave may be unknown here."""
         self._again: set[bytes] = set()
         """Instances here whose inbox is to be read again."""
+        self._withheld = False
+        """Nothing was claimed the last time, for the lease may have been over."""
         self._unborn: set[bytes] = set()
         """Who was called and is not here: created by now, it may be, and the answer not here yet."""
-        self._flows = {flow: scheduler.version_of(flow) for flow in scheduler.flows}
-        """The identity of the code that runs each flow here."""
+        self.lanes = scheduler.settings.lanes(scheduler.flows)
+        """What is served here: for each lane the identity of the code that runs its flow."""
         self._blocked_after = b""
         """How far the blocked instances have been looked at."""
         self._pages: set[asyncio.Task[None]] = set()
@@ -80,6 +82,11 @@ class Claims:
     def notice(self) -> None:
         """Somebody has written something that may be work; called in the real loop only."""
         self._changed.set()
+
+    def lease_holds(self) -> None:
+        """The lease was renewed: what was not claimed for fear that it is over is claimed now."""
+        if self._withheld:
+            self._changed.set()
 
     def born(self, uid: bytes) -> None:
         """The instance is in memory."""
@@ -117,7 +124,7 @@ class Claims:
         blocked_at = self._now()
         while not self._scheduler.draining:
             self._changed.clear()
-            wait = POLL_SECONDS * self._store.system.clock.calm
+            wait = self._store.poll * self._store.system.clock.calm
             try:
                 if self.unsure:
                     await self._find_what_is_ours()
@@ -185,7 +192,7 @@ class Claims:
         if room <= 0 or scheduler.holding or not scheduler.replica.safe_to_start():
             return False
         rows, self._blocked_after = await self._store.claim_blocked(
-            scheduler.replica.id, self._committer.epoch, flows=self._flows, process=self._store.system.process,
+            scheduler.replica.id, self._committer.epoch, flows=self.lanes, process=self._store.system.process,
             after=self._blocked_after, limit=room,
         )  # fmt: skip
         if rows:
@@ -220,12 +227,13 @@ class Claims:
 
     async def _claim(self, *, thorough: bool) -> tuple[int, float | None]:
         room = self._room()
-        if room <= 0 or self._scheduler.holding or not self._scheduler.replica.safe_to_start():
+        self._withheld = not self._scheduler.replica.safe_to_start()
+        if room <= 0 or self._scheduler.holding or self._withheld:
             return 0, None
         rows, next_due = await self._store.claim(
             self._scheduler.replica.id,
             self._committer.epoch,
-            flows=self._flows,
+            flows=self.lanes,
             now=self._now(),
             limit=min(room, CLAIM),
             thorough=thorough,
@@ -238,7 +246,10 @@ class Claims:
         resident, limit = self._scheduler.resident, self._scheduler.settings.max_running
         room = limit - len(resident)
         if room <= 0:
-            room = limit - sum(1 for execution in resident.values() if not execution.waiting)
+            now = self._now()
+            room = limit - sum(
+                1 for run in resident.values() if not run.waiting or (run.due_at is not None and run.due_at <= now)
+            )
         self._full = room <= 0
         return room
 
@@ -254,6 +265,7 @@ class Claims:
         left = sorted(before)
         while left:
             asked = left[:LOAD]
+            leaving = set(filter(self._is_leaving, asked))  # by the time that the answer comes they may have left
             found = await self._store.load(asked)
             # Of long journals only a part comes at a time: what is not there yet is asked for again.
             done = found[-1].instance.uid if found else asked[-1]
@@ -264,16 +276,18 @@ class Claims:
                 if loaded.more:
                     loaded = await self._up_to_its_beginning(loaded)
                 if loaded.instance.owner == self._scheduler.replica.id:
-                    here = self._scheduler.resident.get(uid)
-                    if uid in self._scheduler.leaving.suspending or (here is not None and here.stopped):
-                        self.unsure = (
-                            True  # claimed before the answer has come by which it was let go: it is found then
-                        )
+                    if uid in leaving or self._is_leaving(uid):
+                        # Claimed before the answer has come by which it was let go: it is found when that is here.
+                        self.unsure = True
                         self._changed.set()
-                    elif here is None:
+                    elif uid not in self._scheduler.resident:
                         self._run_claimed(before[uid], loaded, parents)
                 self._scheduler.early.pop(uid, None)
             await asyncio.sleep(0)  # they run before more journals are read
+
+    def _is_leaving(self, uid: bytes) -> bool:
+        here = self._scheduler.resident.get(uid)
+        return uid in self._scheduler.leaving.suspending or (here is not None and here.stopped)
 
     async def _up_to_its_beginning(self, loaded: Loaded) -> Loaded:
         """With a page more, if all that came was put there beforehand: else it would not be known whether it has begun."""
@@ -289,14 +303,14 @@ class Claims:
         return {row.uid: (row.flow, row.id) for row in await self._store.instances(list(wanted))} if wanted else {}
 
     def _run_claimed(self, before: Instance, loaded: Loaded, parents: Mapping[bytes, tuple[str, str]]) -> None:
-        flow = self._scheduler.flows.get(before.flow)
+        flow = self._scheduler.flows[before.flow] if before.lane in self.lanes else None
         cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
         begun = loaded.more or (bool(loaded.entries) and loaded.entries[-1].seq >= 0)
         if cancel is not None and (flow is None or before.state is State.BLOCKED or not begun):
             self._cancel_without_code(before, cancel)
             return
         if flow is None:
-            release = Release(before.uid, before.state, before.due_at, (), before.reason, before.version)
+            release = Release(before.uid, before.term + 1, before.state, before.due_at, (), before.reason, before.version)
             self._scheduler.leaving.give_back(release)
             return
         if not begun:
@@ -312,4 +326,4 @@ class Claims:
         execution.had_waited = before.state is State.SUSPENDED
 
     def _cancel_without_code(self, instance: Instance, request: Message) -> None:
-        self._committer.write(Finish(instance.uid, State.CANCELLED, request.body, self._now(), children=True))
+        self._committer.write(Finish(instance.uid, instance.term + 1, State.CANCELLED, request.body, self._now(), children=True))

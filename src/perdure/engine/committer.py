@@ -23,9 +23,11 @@ from perdure.model.writes import (
     Finish,
     PendingDrop,
     PendingPut,
+    Release,
     Send,
     Take,
     Unwatch,
+    Update,
     Watch,
     Write,
 )
@@ -334,10 +336,9 @@ class Committer:
         held = False
         while True:
             real = [w for w in writes if w is not _NOTHING] if _NOTHING in writes else writes
-            if not real:
-                return [None] * len(writes)
             try:
-                answers = await self._store.commit(Batch(self.replica, self.epoch, real, self._host.now()))
+                batch = Batch(self.replica, self.epoch, real, self._host.now())
+                answers = await self._store.commit(batch) if real else []
                 if held:
                     self._host.holding_changed(None)
                 return answers if real is writes else _aligned(writes, answers)
@@ -373,25 +374,30 @@ class Committer:
                 tries += 1
 
     async def _without_what_has_left(self, writes: list[Write]) -> list[Write]:
-        """What is to be sent again. An instance that is not ours now, and not made by this very batch, was given away by
-        it: the batch is done, and who has the instance has gone on from it.
+        """What is to be sent again: nothing that an instance writes that the batch has given away or ended. If it is
+        another's by now, or nobody's, or gone, or was claimed here once more, that is done, and whoever has it next has
+        gone on from there.
         """
-        uids = dict.fromkeys(uid for w in writes if isinstance(w, _INNER) and isinstance(uid := whose(w), bytes))
-        if self.replica is None or not uids:
+        terms = {w.uid: w.term for w in writes if isinstance(w, Release | Finish)}
+        if not terms:
             return writes
-        ours = {w.uid for w in writes if isinstance(w, Create)}
         tries = 0
         while True:
             try:
-                rows = await self._store.instances(list(uids))
+                rows = await self._store.instances(list(terms))
                 break
             except StoreUnavailable as error:
                 logger.warning("the store cannot settle a commit now, tried again: %s", error)
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
-        there = {row.uid: row.owner for row in rows}
-        left = {uid for uid in uids if there.get(uid, self.replica if uid in ours else None) != self.replica}
-        return [_NOTHING if isinstance(w, _INNER) and whose(w) in left else w for w in writes] if left else writes
+        unborn = {w.uid for w in writes if isinstance(w, Create)} - {row.uid for row in rows}
+        here = {row.uid for row in rows if (row.owner, row.term) == (self.replica, terms[row.uid])}
+        again = {row.uid for row in rows if row.owner == self.replica} - here
+        left = terms.keys() - here - unborn
+        return [
+            _NOTHING if (isinstance(w, _INNER) and whose(w) in left) or (isinstance(w, Finish) and w.uid in again) else w
+            for w in writes
+        ]
 
     async def _settle_for_others(self) -> None:
         await self._settle()
@@ -435,8 +441,8 @@ class Committer:
 
 
 _NOTHING: Final[Any] = None
-_INNER: Final = (Entry, PendingPut, PendingDrop, Take, Expose, Watch, Unwatch)
-"""What only the owner of an instance writes, its image aside: no store looks whether it is his."""
+_INNER: Final = (Entry, PendingPut, PendingDrop, Take, Expose, Watch, Unwatch, Update, Release)
+"""What only the owner of an instance writes, and what may follow a release no more."""
 _BEGINS: Final = (Entry, PendingPut, Expose, Finish, Continue)
 """What the store may refuse by itself; other writes of an instance follow from the one before them."""
 

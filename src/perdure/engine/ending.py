@@ -91,7 +91,7 @@ def _outcome(run: Execution) -> Finish | Continue:
             state, data = State.FAILED, payloads.encode_error(unfit, name)
     if (untaken := run.mailbox.count()) > 0:
         logger.info("%r ended with %d messages that nobody took; they are kept with it", run, untaken)
-    return Finish(run.uid, state, data, run.host.now(), run.has_children, failed_seq)
+    return Finish(run.uid, run.instance.term, state, data, run.host.now(), run.has_children, failed_seq)
 
 
 def _called_next(error: BaseException) -> NextRun | None:

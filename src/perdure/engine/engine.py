@@ -22,8 +22,10 @@ from perdure.api.handle import Handle, raise_outcome
 from perdure.api.info import Health, Info, shown
 from perdure.api.initial import InitialState
 from perdure.api.outgoing import Outgoing
+from perdure.api.queued import step_flows
 from perdure.api.schedule import SCHEDULE, Cron, remove_schedule, schedule_flow, set_schedule
 from perdure.api.scope import outside_flow
+from perdure.api.step import Step
 from perdure.clock import Duration, seconds, to_datetime, to_epoch
 from perdure.engine import collector
 from perdure.engine.identity import code_identity
@@ -32,7 +34,7 @@ from perdure.engine.names import check_name
 from perdure.engine.panel import Panel
 from perdure.engine.payloads import Payloads
 from perdure.engine.requests import Requests
-from perdure.engine.serving import registered, until_stopped
+from perdure.engine.serving import registered, served, until_stopped
 from perdure.engine.settings import Settings
 from perdure.errors import EngineClosed, ForkedEngine, InstanceNotFound
 from perdure.model.records import Instance, State
@@ -60,7 +62,10 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     Args:
         store: a URL (`sqlite:///orders.db`, `memory://`) or a `Store`.
         flows: the flows that this engine runs: flow functions, or modules of which all are taken.
+        steps: what this engine runs of flows elsewhere: steps with a `queue` that is served here, or modules of such.
         execute: False makes a client: it starts, sends, waits and finds, and runs nothing.
+        queues: only what was started on these queues runs here, and "" stands for what names none: `["", "gpu"]` is
+            both. By default only what names none.
         max_resident: beyond so many instances in memory the longest-waiting are unloaded; 0: whatever waits is.
         unload_after: instances that have waited so long are unloaded in any case.
         max_running: this replica claims no more while so many are under way in it; those that only wait do not count.
@@ -84,7 +89,9 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         /,
         *,
         flows: Iterable[AnyFlow | ModuleType] = (),
+        steps: Iterable[Step[..., Any] | ModuleType] = (),
         execute: bool = True,
+        queues: Sequence[str] = (),
         max_resident: int = MAX_RESIDENT,
         unload_after: Duration | None = None,
         max_running: int = 20_000,
@@ -102,7 +109,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         self._store: Store = open_store(store) if isinstance(store, str) else store
         self._flows = registered(flows)
         if execute:
-            self._flows[SCHEDULE] = schedule_flow
+            self._flows |= {SCHEDULE: schedule_flow, **step_flows(steps)}
         self._execute = execute
         self._drain = seconds(drain)
         self._settings = Settings(
@@ -117,6 +124,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             version=version or "",
             default_retry=retry,
             step_middleware=tuple(step_middleware),
+            queues=served(queues) if self._store.system.queues else None,
         )
         self._payloads = Payloads(codec, payload_limit)
         self._pid = os.getpid()
@@ -214,6 +222,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> Handle[Any]: ...
     @overload
     async def start(
@@ -225,6 +234,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> Handle[R]: ...
     async def start(
         self,
@@ -235,6 +245,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> Handle[Any]:
         """The instance is on disk, started now or earlier: starting again with the same arguments changes nothing.
 
@@ -244,6 +255,8 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             id: 1 to 255 bytes; (flow, id) is one instance.
             at, after: when it begins, at the earliest.
             initial: outcomes of steps and messages that it has from the start; of no account if it exists.
+            queue: it runs, for life, where this queue is served; None: where what names none is. Of no account if it
+                exists.
 
         Raises:
             AlreadyStarted: it exists, or did until retention removed it, and was started with other arguments.
@@ -251,7 +264,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             NotEncodable, PayloadTooLarge, TypeError: the arguments cannot be kept, or do not fit the flow.
         """
         member = self._check()
-        write = self._requests.create(member, flow, args, id, at, after)
+        write = self._requests.create(member, flow, args, id, at, after, queue)
         if initial is not None:
             write = self._requests.with_initial(member, write, initial)
         return self._started(write, await member.committer.ask(write))
@@ -267,6 +280,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         *args: object,
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> Any: ...
     @overload
@@ -277,6 +291,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         *args: Unpack[Ts],
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> R: ...
     async def run(
@@ -286,14 +301,20 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         *args: Any,
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> Any:
         """The result of the instance, started now or earlier. Raises as `start` and as `Handle.result`."""
-        handle = await self.start(flow, *args, id=id, initial=initial)
+        handle = await self.start(flow, *args, id=id, initial=initial, queue=queue)
         return await handle.result(timeout=timeout)
 
     async def start_many(
-        self, flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
+        self,
+        flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+        items: Iterable[tuple[str, Unpack[Ts]]],
+        /,
+        *,
+        queue: str | None = None,
     ) -> Sequence[Handle[R]]:
         """All instances are on disk, each (id, *arguments); handles in the order given. Not one transaction: repeat
         it after an error.
@@ -302,7 +323,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             AlreadyStarted: of one of them, when all others are started.
         """
         member = self._check()
-        writes = [self._requests.create(member, flow, item[1:], item[0]) for item in items]
+        writes = [self._requests.create(member, flow, item[1:], item[0], queue=queue) for item in items]
         answers = await member.committer.ask_all(writes)
         return [self._started(write, answer) for write, answer in zip(writes, answers, strict=True)]
 
@@ -408,6 +429,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         /,
         *args: Unpack[Ts],
         id: str,
+        queue: str | None = None,
     ) -> None:
         """The flow is started at each due time from now on, by whichever replica lives: one instance each. On disk.
 
@@ -418,6 +440,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         Args:
             when: a `Cron`, or an interval of at least a second: then the first start is one interval from now.
             id: of the schedule, at most 234 bytes; each instance that it starts is `<id>@<due time in UTC>`.
+            queue: of the schedule and of each instance that it starts; set with another queue, it is removed and set anew.
 
         Raises:
             ValueError, TypeError: the interval, id or arguments do not fit.
@@ -425,7 +448,7 @@ class Engine(AbstractAsyncContextManager["Engine"]):
         """
         member = self._check()
         self._requests.fitting(flow, args)
-        await set_schedule(self, flow, when, args, id, to_datetime(member.now()))
+        await set_schedule(self, flow, when, args, id, queue, to_datetime(member.now()))
 
     async def unschedule(self, id: str, /) -> None:
         """There is no schedule of this id (any more), and nothing is started by it; what was started goes on."""
@@ -445,6 +468,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
     async def life_of(self, flow: str, id: str) -> bytes:
         """The uid of the life that (flow, id) has now. Raises InstanceNotFound."""
         return (await self._row(flow, id, None)).uid
+
+    async def goes_on(self, flow: str, id: str, queue: str) -> bool:
+        """Whether the instance has not ended, and is on this queue. Raises InstanceNotFound."""
+        row = await self._row(flow, id, None)
+        return not row.state.ended and row.lane == self._settings.lane(flow, queue)
 
     async def result(self, flow: str, id: str, uid: bytes, timeout: float | None) -> Any:
         """See `Handle.result`."""

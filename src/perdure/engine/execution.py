@@ -28,7 +28,7 @@ from perdure.engine.stepping import StepOp
 from perdure.engine.transacting import TransactionOp
 from perdure.errors import DuplicateId
 from perdure.model.records import Entry, Loaded, Message
-from perdure.model.writes import Expose, PendingDrop, Update, Write
+from perdure.model.writes import Expose, Update, Write
 
 if TYPE_CHECKING:
     from perdure.api.flow import FlowFunction
@@ -181,7 +181,7 @@ class Execution:
         else:
             self.journal.drop(op)
             if isinstance(op, StepOp) and op.row:
-                self.write(PendingDrop(self.uid, self.number, op.key))
+                op.dropped()
             elif isinstance(op, WaitOp) and self.journal.over:
                 op.dropped()  # after the last entry: what was written then may be lost, and is the same if it is not
 

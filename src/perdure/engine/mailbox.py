@@ -17,6 +17,7 @@ from perdure.model.records import Kind, Message, MessageKind
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
+    from perdure.engine.queued import QueuedStepOp
 
 logger = logging.getLogger("perdure")
 
@@ -74,7 +75,7 @@ class Mailbox:
             self._held = {m.mid: Held(m) for m in messages if m.kind != MessageKind.EVICT}
         self._named: set[bytes] | None = None  # mids that entries name: not admitted again
         self._receivers: dict[ReceiveOp, None] = _NO_RECEIVERS
-        self._waits: dict[str, WaitOp] | None = None
+        self._waits: dict[str, WaitOp | QueuedStepOp] | None = None
         self.open = False
         """Whether a stream was opened: from then on every message is an arrival."""
         self.sequence: list[tuple[str | None, bytes | None]] = _NOTHING
@@ -98,7 +99,7 @@ class Mailbox:
         if self._held is _NONE_HELD:
             self._held = {}
         held = self._held[message.mid] = Held(message)
-        if self._run.live:
+        if self._run.live or message.kind == MessageKind.ANSWER:  # which may be for a step that runs again
             self._offer(held)
 
     def go_live(self) -> None:
@@ -128,23 +129,23 @@ class Mailbox:
                     return
 
     @property
-    def waits(self) -> dict[str, WaitOp]:
-        """Who waits for the answers of other instances, by key."""
+    def waits(self) -> dict[str, WaitOp | QueuedStepOp]:
+        """Who waits for the answers of other instances, by the key of the answer."""
         if self._waits is None:
             self._waits = {}
         return self._waits
 
     def _answer(self, held: Held) -> None:
         message = held.message
-        op = self.waits.get(message.key or "")
+        op = None if self._waits is None else self._waits.get(message.key or "")
         if op is not None and message.run == self._run.number and op.message is None and op.state == ASKED:
             op.answered(message)
 
-    def answer_for(self, op: WaitOp) -> bool:
-        """Whether the answer to this wait is in the inbox already; then it is used."""
+    def answer_for(self, op: WaitOp | QueuedStepOp, key: str) -> bool:
+        """Whether the answer under this key is in the inbox already; then it is used."""
         for held in self._held.values():
             message = held.message
-            if message.kind == MessageKind.ANSWER and message.key == op.key and message.run == self._run.number:
+            if message.kind == MessageKind.ANSWER and message.key == key and message.run == self._run.number:
                 op.answered(message)
                 return True
         return False

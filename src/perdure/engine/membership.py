@@ -67,6 +67,7 @@ class Membership:
         self._payloads = payloads
         self._flows = flows
         self._settings = settings
+        self.lane = settings.lane
         self._timers = Timers(self.now, self.real, store.system.clock)
         self.editor = Editor(store, self.now, self._look_elsewhere)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -86,7 +87,7 @@ class Membership:
         settings = self._settings
         replica = Replica(
             self._store, self, self.time, lease=settings.lease, stall_limit=settings.stall_limit,
-            flows={name: flow.version or settings.version for name, flow in self._flows.items()},
+            flows=settings.lanes(self._flows),
             running=self._blocking,
         )  # fmt: skip
         await replica.join()

@@ -27,12 +27,14 @@ from perdure.errors import (
     StepFailed,
     UnknownType,
 )
+from perdure.model.lanes import queue_of
 from perdure.model.records import Entry, Kind, Message, MessageKind, State
 from perdure.model.writes import Send, Take, Unwatch, Watch
 from perdure.stores.contract import cancel_mid
 
 if TYPE_CHECKING:
     from perdure.engine.execution import Execution
+    from perdure.engine.payloads import Payloads
 
 ADDRESS: Final = 8
 """So many bytes of the digest of a start or a send are of whom it is for; the rest are of what is given."""
@@ -296,16 +298,20 @@ class ReceiveOp(Op):
 class StartOp(Op):
     """Another instance is asked for; it exists when the entry is durable."""
 
-    __slots__ = ("child_arguments", "detached", "flow", "id", "wanted_digest")
+    __slots__ = ("child_arguments", "detached", "flow", "id", "queue", "wanted_digest")
     kind = Kind.START
 
-    def __init__(self, run: Execution, flow: str, id: str, arguments: bytes, digest: bytes, *, detached: bool) -> None:
+    def __init__(
+        self, run: Execution, flow: str, id: str, arguments: bytes, digest: bytes, *, detached: bool, queue: str | None
+    ) -> None:
         super().__init__(run, flow, arguments, codec.digest(codec.encode([id, detached])) + digest)
         self.flow = flow
         self.id = id
         self.child_arguments = arguments
         self.wanted_digest = digest
         self.detached = detached
+        self.queue = queue_of(run.instance.lane) if queue is None else queue
+        """Not compared at replay: who was started keeps the queue that it was started on."""
 
     def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         today = self.run.payloads.today(recorded)
@@ -332,6 +338,7 @@ class StartOp(Op):
                 self.ref,
                 self.flow,
                 self.id,
+                self.queue,
                 self.child_arguments,
                 self.wanted_digest,
                 None if self.detached else run.uid,
@@ -366,7 +373,7 @@ class WaitOp(Op):
     def activate(self) -> None:
         run = self.run
         run.mailbox.waits[self.key] = self
-        if not run.mailbox.answer_for(self):
+        if not run.mailbox.answer_for(self, self.key):
             run.write(Watch(run.uid, run.number, self.key, self.target.flow, self.target.id, self.target.digest))
 
     def answered(self, message: Message) -> None:
@@ -374,20 +381,7 @@ class WaitOp(Op):
         self.message = message
         self.ref = message.type.encode()
         self.failed = message.failed
-        flow, id = self.target.flow, self.target.id
-        payloads = self.run.payloads
-        if message.type in (State.SUCCEEDED.value, State.FAILED.value):
-            self.outcome = message.body
-        elif message.type == State.CANCELLED.value:
-            try:
-                reason = payloads.decode(message.body) if message.body else None
-            except (UnknownType, DoesNotFit):
-                reason = None
-            self.outcome = payloads.encode_error(FlowCancelled(flow, id, reason), self.name)
-        elif message.type == "already-started":
-            self.outcome = payloads.encode_error(AlreadyStarted(flow, id), self.name)
-        else:
-            self.outcome = payloads.encode_error(InstanceNotFound(flow, id), self.name)
+        self.outcome = told(self.run.payloads, message, self.target.flow, self.target.id, self.name)
         self.run.complete(self)
 
     @property
@@ -413,13 +407,33 @@ class WaitOp(Op):
         run.mailbox.waits.pop(self.key, None)
         run.write(Unwatch(run.uid, run.number, self.key))
         if self.child:
-            request = cancel_request(run, self.target.flow, self.target.id, "the wait for it was cancelled")
-            if self.target.uid is not None:
-                # The same request as that of a parent that ends: a second would cut off the child's cleanup. And to the
-                # life that was started here alone: one that existed before is not ours to end.
-                message = msgspec.structs.replace(request.message, mid=cancel_mid(run.uid, self.target.uid))
-                request = msgspec.structs.replace(request, message=message, uid=self.target.uid)
-            run.write(request)
+            run.write(ask_to_end(run, self.target.flow, self.target.id, self.target.uid))
+
+
+def told(payloads: Payloads, message: Message, flow: str, id: str, name: str) -> bytes | None:
+    """The outcome of whoever waited for (flow, id), by the answer that tells how it ended."""
+    if message.type in (State.SUCCEEDED.value, State.FAILED.value):
+        return message.body
+    if message.type == State.CANCELLED.value:
+        try:
+            reason = payloads.decode(message.body) if message.body else None
+        except (UnknownType, DoesNotFit):
+            reason = None
+        return payloads.encode_error(FlowCancelled(flow, id, reason), name)
+    if message.type == "already-started":
+        return payloads.encode_error(AlreadyStarted(flow, id), name)
+    return payloads.encode_error(InstanceNotFound(flow, id), name)
+
+
+def ask_to_end(run: Execution, flow: str, id: str, uid: bytes | None) -> Send:
+    """The row by which a child that nobody waits for any more is asked to end; `uid`: of the life that was started here."""
+    request = cancel_request(run, flow, id, "the wait for it was cancelled")
+    if uid is None:
+        return request
+    # The same request as that of a parent that ends: a second would cut off the child's cleanup. And to the life that was
+    # started here alone: one that existed before is not ours to end.
+    message = msgspec.structs.replace(request.message, mid=cancel_mid(run.uid, uid))
+    return msgspec.structs.replace(request, message=message, uid=uid)
 
 
 class SendOp(Op):

@@ -15,6 +15,7 @@ from perdure.engine.mending import Outcome, Staged, Verb
 from perdure.engine.names import check_name
 from perdure.engine.operations import new_message
 from perdure.errors import InstanceNotFound, StoreUnavailable
+from perdure.model.lanes import queue_of
 from perdure.model.records import PUSHED, Entry, Kind, Loaded, Message, MessageKind, State
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class Panel(Generic[R_co]):
     @property
     def state(self) -> State:
         return shown(self._loaded.instance)
+
+    @property
+    def queue(self) -> str:
+        """The queue that it runs on; empty: none."""
+        return queue_of(self._loaded.instance.lane)
 
     @property
     def due_at(self) -> datetime | None:

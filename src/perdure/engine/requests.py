@@ -11,13 +11,13 @@ from msgspec.structs import replace
 from perdure import codec
 from perdure.api.flow import FlowFunction, unwrap
 from perdure.api.initial import InitialState
-from perdure.api.schedule import SCHEDULE
 from perdure.clock import Duration, seconds, to_epoch
 from perdure.engine import mending
-from perdure.engine.names import check_name
+from perdure.engine.names import check_name, check_queue
 from perdure.engine.operations import cancel_message, new_message
 from perdure.engine.payloads import Payloads
 from perdure.errors import AlreadyStarted, NotRegistered
+from perdure.model.lanes import check_flow_name
 from perdure.model.records import Entry, Message
 from perdure.model.writes import Answer, Create, Existing, Send
 from perdure.system import System
@@ -47,9 +47,11 @@ class Requests:
         id: str,
         at: datetime | None = None,
         after: Duration | None = None,
+        queue: str | None = None,
     ) -> Create:
         """The instance, as `Engine.start` says, and what that raises for flow, id and arguments."""
         check_name(id, "id")
+        check_queue(queue)
         name, positional = self.fitting(flow, args)
         if at is not None and after is not None:
             raise TypeError("start() takes at= or after=, not both")
@@ -59,8 +61,9 @@ class Requests:
         uid, now = self._system.new_uid(), member.now()
         due = to_epoch(at) if at is not None else (now + seconds(after) if after is not None else None)
         if due is None and member.scheduler is not None:
-            return member.scheduler.new_instance(uid, name, id, data, digest, None)
-        return Create(uid, name, id, data, digest, None, False, now if due is None else due, "", now, None)
+            return member.scheduler.new_instance(uid, name, id, queue or "", data, digest, None)
+        lane = member.lane(name, queue or "")
+        return Create(uid, name, id, lane, data, digest, None, False, now if due is None else due, "", now, None)
 
     def fitting(self, flow: Any, args: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         """The name of the flow, which may be started here, and the arguments by position.
@@ -71,8 +74,9 @@ class Requests:
         """
         function, positional = unwrap(self._flows.get(flow, flow) if isinstance(flow, str) else flow, args)
         if isinstance(function, str):
+            check_flow_name(function)
             if self._execute and function not in self._flows:
-                known = ", ".join(sorted(self._flows.keys() - {SCHEDULE})) or "none"
+                known = ", ".join(sorted(name for name in self._flows if not name.startswith("perdure."))) or "none"
                 raise NotRegistered(f"no flow {function!r} is registered with this engine; registered are: {known}")
             return function, positional
         registered = self._flows.get(function.name)

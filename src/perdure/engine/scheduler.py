@@ -75,6 +75,7 @@ class Scheduler:
         self.real = asyncio.get_running_loop()
         self.base_context = Context()
         self.holding = False
+        self.queues = settings.queues is not None
         self.payloads = payloads
         self.stall_limit = settings.stall_limit
         self.transaction_limit = min(TRANSACTION_SECONDS, settings.lease / 2)
@@ -189,14 +190,14 @@ class Scheduler:
         return self.settings.default_retry
 
     def new_instance(
-        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
+        self, uid: bytes, flow: str, id: str, queue: str, arguments: bytes, digest: bytes, parent: bytes | None
     ) -> Create:
-        """The write that creates an instance: owned by this replica while there is room and the flow is known here."""
-        now = self.now()
-        owned = flow in self.flows and len(self.resident) < self.settings.max_running and not self.draining
+        """The write that creates an instance: owned by this replica while there is room and its lane is served here."""
+        now, lane = self.now(), self.settings.lane(flow, queue)
+        owned = lane in self.claims.lanes and len(self.resident) < self.settings.max_running and not self.draining
         version = self.version_of(flow) if owned else ""
         begun = self.begun(uid, 0, flow, version, now) if owned else None
-        return Create(uid, flow, id, arguments, digest, parent, owned, None if owned else now, version, now, begun)
+        return Create(uid, flow, id, lane, arguments, digest, parent, owned, None if owned else now, version, now, begun)
 
     def version_of(self, flow: str) -> str:
         """The identity of the code that runs the flow here."""
@@ -227,6 +228,9 @@ class Scheduler:
             elif kind is Release:
                 self.leaving.released(write)  # type: ignore[arg-type]
                 self._waiters.look()
+            elif kind is Finish:
+                self._ended(write)  # type: ignore[arg-type]  # long ago: it is begun anew, and claimed
+                self.claims.unsure = True
         self._open_gates()
 
     def _answered(self, write: Write, answer: Answer) -> None:
@@ -259,7 +263,7 @@ class Scheduler:
         self.leaving.suspending.pop(uid, None)
         self.forget(uid)
         if self.draining or to is not None:
-            self.leaving.give_back(Release(uid, State.SCHEDULED, self.now(), to=to))
+            self.leaving.give_back(Release(uid, before.term, State.SCHEDULED, self.now(), to=to))
             return
         row = replace(
             before, run=write.run, arguments=write.arguments, first=before.first or before.arguments, edited_seq=-1,
@@ -275,12 +279,12 @@ class Scheduler:
         if write.uid in self.resident:
             return
         instance = Instance(
-            write.uid, 0, write.flow, write.id, State.RUNNING, self.replica.id, False, None, write.arguments,
+            write.uid, 0, write.flow, write.id, write.lane, State.RUNNING, self.replica.id, False, None, write.arguments,
             write.digest, write.parent, None, None, write.version, write.at, None,
         )  # fmt: skip
         assert write.begun is not None  # noqa: S101
         if len(self.resident) >= self.settings.max_running:  # more were created at once than there is room for
-            self.leaving.give_back(Release(write.uid, State.SCHEDULED, self.now()))
+            self.leaving.give_back(Release(write.uid, 0, State.SCHEDULED, self.now()))
             return
         parent = self.resident.get(write.parent) if write.parent is not None else None
         name = (parent.instance.flow, parent.instance.id) if parent is not None else None
@@ -348,7 +352,7 @@ class Scheduler:
     def renewed(self) -> None:
         """The lease holds again: steps that waited for that start, and what is due is claimed."""
         self._open_gates()
-        self.claims.notice()
+        self.claims.lease_holds()
 
     def holding_changed(self, *, holding: bool) -> None:
         """While the store takes no commits nothing is delivered."""
@@ -375,7 +379,7 @@ class Scheduler:
             if isinstance(write, Entry) and write.kind not in PUSHED:
                 failed = replace(write, arguments=None, failed=True, outcome=reason)
                 done = [w for w in writes if isinstance(w, PendingDrop | Take)]
-                return [[failed, *done, Release(execution.uid, State.SCHEDULED, self.now())], [aside]]
+                return [[failed, *done, Release(execution.uid, execution.instance.term, State.SCHEDULED, self.now())], [aside]]
             if isinstance(write, Finish):
                 return [[replace(write, state=State.FAILED, outcome=reason)], [aside]]
         return [[aside]]

@@ -6,11 +6,13 @@ import asyncio
 import inspect
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
 from perdure.api.flow import AnyFlow, FlowFunction
+from perdure.engine.names import check_queue
+from perdure.model.lanes import check_flow_name
 
 logger = logging.getLogger("perdure")
 
@@ -49,7 +51,7 @@ def registered(flows: Iterable[AnyFlow | ModuleType]) -> dict[str, FlowFunction[
 
     Raises:
         TypeError: something is not a flow.
-        ValueError: two flows have the same name.
+        ValueError: two flows have the same name, or one a name that no flow may have.
     """
     found: dict[str, FlowFunction[..., Any]] = {}
     for item in flows:
@@ -64,6 +66,23 @@ def registered(flows: Iterable[AnyFlow | ModuleType]) -> dict[str, FlowFunction[
         else:
             raise TypeError(f"{item!r} is not a flow; decorate it with @flow")
         for function in members:
+            check_flow_name(function.name)
             if found.setdefault(function.name, function) is not function:
                 raise ValueError(f"two flows are named {function.name!r}; give one of them another name=")
     return found
+
+
+def served(queues: Sequence[str]) -> tuple[str, ...]:
+    """The queues that an engine serves, "" for what names none.
+
+    Raises:
+        TypeError: it is one text, or something in it is none.
+        ValueError: something in it is no name of a queue.
+    """
+    if isinstance(queues, str):
+        raise TypeError(f"queues is a sequence of names; for one of them write [{queues!r}]")
+    for queue in queues:
+        if queue is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise TypeError('queues are names; what names none is ""')
+        check_queue(queue)
+    return tuple(dict.fromkeys(queues)) or ("",)

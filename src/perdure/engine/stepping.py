@@ -62,6 +62,11 @@ class StepOp(Op):
         self.started_at = 0.0
         """When the last attempt began."""
 
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt, wherever it runs."""
+        return f"{self.run.uid.hex()}.{self.run.number}.{self.key}"
+
     def digest_today(self, recorded: bytes, digest: bytes) -> bytes | None:
         return self.run.payloads.today(recorded, self.opaque)
 

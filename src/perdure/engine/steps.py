@@ -86,8 +86,7 @@ class Attempt(Current):
 
     @property
     def key(self) -> str:
-        run = self.op.run
-        return f"{run.uid.hex()}.{run.number}.{self.op.key}"
+        return self.op.spec.key or self.op.idempotency_key
 
     def heartbeat(self, progress: object = None, /) -> None:
         if progress is None:

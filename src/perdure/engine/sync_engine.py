@@ -21,6 +21,7 @@ from perdure.api.info import Health, Info
 from perdure.api.initial import InitialState
 from perdure.api.outgoing import Outgoing
 from perdure.api.schedule import Cron
+from perdure.api.step import Step
 from perdure.clock import Duration
 from perdure.engine.engine import MAX_RESIDENT, PAYLOAD_LIMIT, Engine
 from perdure.engine.engine_thread import EngineThread, may_wait
@@ -142,6 +143,11 @@ class SyncPanel(Generic[R_co]):
         return self._panel.state
 
     @property
+    def queue(self) -> str:
+        """See `Panel.queue`."""
+        return self._panel.queue
+
+    @property
     def due_at(self) -> datetime | None:
         """See `Panel.due_at`."""
         return self._panel.due_at
@@ -219,7 +225,9 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         /,
         *,
         flows: Iterable[AnyFlow | ModuleType] = (),
+        steps: Iterable[Step[..., Any] | ModuleType] = (),
         execute: bool = True,
+        queues: Sequence[str] = (),
         max_resident: int = MAX_RESIDENT,
         unload_after: Duration | None = None,
         max_running: int = 20_000,
@@ -234,11 +242,13 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         stall_limit: Duration = 5,
         kill_hung: bool = False,
     ) -> None:
-        flows = list(flows)
+        flows, steps = list(flows), list(steps)
         self._make = lambda: Engine(
             store,
             flows=flows,
+            steps=steps,
             execute=execute,
+            queues=queues,
             max_resident=max_resident,
             unload_after=unload_after,
             max_running=max_running,
@@ -337,6 +347,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> SyncHandle[Any]: ...
     @overload
     def start(
@@ -348,6 +359,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> SyncHandle[R]: ...
     def start(
         self,
@@ -358,10 +370,11 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         at: datetime | None = None,
         after: Duration | None = None,
         initial: InitialState | None = None,
+        queue: str | None = None,
     ) -> SyncHandle[Any]:
         """See `Engine.start`."""
         handle = self._verb(
-            "start", lambda engine: engine.start(flow, *args, id=id, at=at, after=after, initial=initial)
+            "start", lambda engine: engine.start(flow, *args, id=id, at=at, after=after, initial=initial, queue=queue)
         )
         return SyncHandle(handle, self._ask)
 
@@ -373,6 +386,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         *args: object,
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> Any: ...
     @overload
@@ -383,6 +397,7 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         *args: Unpack[Ts],
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> R: ...
     def run(
@@ -392,17 +407,25 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         *args: Any,
         id: str,
         initial: InitialState | None = None,
+        queue: str | None = None,
         timeout: Duration | None = None,
     ) -> Any:
         """See `Engine.run`."""
-        return self._verb("run", lambda engine: engine.run(flow, *args, id=id, initial=initial, timeout=timeout))
+        return self._verb(
+            "run", lambda engine: engine.run(flow, *args, id=id, initial=initial, queue=queue, timeout=timeout)
+        )
 
     def start_many(
-        self, flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]], items: Iterable[tuple[str, Unpack[Ts]]], /
+        self,
+        flow: Callable[[Unpack[Ts]], Coroutine[Any, Any, R]],
+        items: Iterable[tuple[str, Unpack[Ts]]],
+        /,
+        *,
+        queue: str | None = None,
     ) -> Sequence[SyncHandle[R]]:
         """See `Engine.start_many`."""
         items = list(items)  # here, because what makes them may block
-        handles = self._verb("start_many", lambda engine: engine.start_many(flow, items))
+        handles = self._verb("start_many", lambda engine: engine.start_many(flow, items, queue=queue))
         return [SyncHandle(handle, self._ask) for handle in handles]
 
     # ------------------------------------------------------------ sending
@@ -494,9 +517,10 @@ class SyncEngine(AbstractContextManager["SyncEngine"]):
         /,
         *args: Unpack[Ts],
         id: str,
+        queue: str | None = None,
     ) -> None:
         """See `Engine.schedule`."""
-        self._other("schedule", lambda engine: engine.schedule(flow, when, *args, id=id))
+        self._other("schedule", lambda engine: engine.schedule(flow, when, *args, id=id, queue=queue))
 
     def unschedule(self, id: str, /) -> None:
         """See `Engine.unschedule`."""

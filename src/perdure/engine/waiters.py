@@ -15,8 +15,8 @@ from perdure.stores.contract import Store
 
 logger = logging.getLogger("perdure")
 
-POLL_SECONDS: Final = (0.02, 0.5)
-"""The query for instances elsewhere runs at first after this, and at last in these intervals."""
+POLL_SECONDS: Final = 0.02
+"""The query for instances elsewhere runs at first after this, and at last in half of the store's own interval."""
 
 Ended = tuple[State, bytes | None]
 
@@ -84,7 +84,7 @@ class Waiters:
                     future.set_exception(error)
 
     async def _poll(self) -> None:
-        pause, longest = POLL_SECONDS
+        pause = POLL_SECONDS
         while self._waiting:
             self._changed.clear()
             elsewhere = [uid for uid in self._waiting if not self._is_resident(uid)]
@@ -98,9 +98,9 @@ class Waiters:
             try:
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
-                pause = POLL_SECONDS[0]
+                pause = POLL_SECONDS
             except TimeoutError:
-                pause = min(pause * 1.5, longest * self._store.system.clock.calm)
+                pause = min(pause * 1.5, self._store.poll / 2 * self._store.system.clock.calm)
         self._task = None
 
     def _look_at(self, found: dict[bytes, Instance | None]) -> None:

@@ -138,6 +138,8 @@ class Instance(msgspec.Struct, frozen=True, gc=False):
     run: int
     flow: str
     id: str
+    lane: str
+    """What claims look for: the flow's name, or that and a queue; see `perdure.model.lanes`. Never changed."""
     state: State
     owner: str | None
     waiting: bool
@@ -164,6 +166,8 @@ class Instance(msgspec.Struct, frozen=True, gc=False):
     """Entries up to this seq are checked by kind and name only: they were there when it was last edited."""
     failed_seq: int | None = None
     """Of a failed instance: the seq of the entry whose exception escaped, if one did."""
+    term: int = 0
+    """How many times it was claimed. Who claims it again after a release owns it in another term."""
 
 
 class Loaded(msgspec.Struct, frozen=True):

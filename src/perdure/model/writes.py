@@ -25,6 +25,8 @@ class Create(msgspec.Struct, frozen=True, gc=False):
     uid: bytes
     flow: str
     id: str
+    lane: str
+    """See `Instance`."""
     arguments: bytes
     digest: bytes
     parent: bytes | None
@@ -128,6 +130,8 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     """
 
     uid: bytes
+    term: int
+    """That ends by it. Not looked at by a store: whoever does not know whether a release was made compares."""
     state: State
     due_at: float | None
     seen: tuple[bytes, ...] = ()
@@ -146,6 +150,8 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     """
 
     uid: bytes
+    term: int
+    """As in `Release`."""
     state: State
     outcome: bytes | None
     at: float

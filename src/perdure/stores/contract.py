@@ -57,6 +57,11 @@ class Store(Protocol):
     transactions: bool
     """Whether `transact` works here."""
 
+    @property
+    def poll(self) -> float:
+        """Seconds after which work is looked for although `on_change` told of none: the more surely it tells, the longer."""
+        ...
+
     async def open(self) -> None:
         """The schema is there and readable, also after a close; refuses what is not ours, newer, read-only or damaged
         (`NotOurs`, `StoreCorrupt`, ...).
@@ -70,8 +75,8 @@ class Store(Protocol):
     # -- membership
 
     async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
-        """A fence row (alive, with the replica's flow types and the identity of its code for each) and a lease of
-        `lease` seconds exist for the replica; gives its epoch. Joining once more gives the epoch that holds.
+        """A fence row (alive, with the lanes that the replica serves and the identity of its code for each) and a lease
+        of `lease` seconds exist for the replica; gives its epoch. Joining once more gives the epoch that holds.
         """
         ...
 
@@ -171,15 +176,17 @@ class Store(Protocol):
         """Up to `limit` instances that nobody owns and that can go on are the replica's and `running`, longest due
         first.
 
-        `flows` are the flow types, each with the identity of its code here. Of these types: scheduled or suspended ones
-        that are due, suspended ones with a wake-up row, and with `thorough` suspended ones with a message neither taken
-        nor seen. Of any type, and blocked ones too: those with an untaken cancel request and a wake-up row. Their
-        wake-up rows are gone. Also gives the time when the next one is due (None: none by itself).
+        `flows` are the lanes that it serves, each with the identity of its flow's code here. Of these lanes: scheduled
+        or suspended ones that are due, suspended ones with a wake-up row, and with `thorough` suspended ones with a
+        message neither taken nor seen. Of these lanes and of those that no other live replica serves, and blocked ones
+        too: those with an untaken cancel request and a wake-up row. Their wake-up rows are gone. Also gives the time when
+        the next one of these lanes is due (None: none by itself). What waits in other lanes, however much, costs
+        nothing.
 
-        Instances that another code identity ran last (a `version` neither empty nor their flow's here) are left to it
-        while another, live replica has it for that flow, cancel requests aside.
+        Instances that another code identity ran last (a `version` neither empty nor their lane's here) are left to it
+        while another, live replica has it for that lane, cancel requests aside.
 
-        The `version` of what is claimed is now its flow's identity here, so that whoever takes over from a dead replica
+        The `version` of what is claimed is now its lane's identity here, so that whoever takes over from a dead replica
         knows who ran it last; it stays as it was if there is none, or an empty one. The rows are given as they were
         before the claim (state, waiting, due_at, version).
         """
@@ -188,11 +195,11 @@ class Store(Protocol):
     async def claim_blocked(
         self, replica: str, epoch: int, *, flows: Mapping[str, str], process: str, after: bytes, limit: int
     ) -> tuple[list[Instance], bytes]:
-        """Blocked instances of these flows, with a uid above `after`, that this code may still try, are the replica's
+        """Blocked instances of these lanes, with a uid above `after`, that this code may still try, are the replica's
         and `running`.
 
         An identity tries an instance once, and once more in another process: those are claimed of which no try by
-        their flow's identity here is known, or exactly one, of another process. Their `version` is that identity now,
+        their lane's identity here is known, or exactly one, of another process. Their `version` is that identity now,
         as in `claim`. At most `limit` blocked instances are looked at, in the order of their uid; gives the rows as
         they were before, and the last uid looked at (empty: there are no more).
         """

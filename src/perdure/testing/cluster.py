@@ -297,6 +297,7 @@ class ClusterSystem(System):
     """A process's machine: no thread, and all chance from the cluster's seed."""
 
     reads_sources = False
+    queues = False
 
     def __init__(self, cluster: Cluster, process: Process | None) -> None:
         name = "the store" if process is None else process.name

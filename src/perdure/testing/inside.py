@@ -121,7 +121,7 @@ class Inside:
         """The flow, which was added to the engine's, is claimed from now on, too."""
         scheduler = self._member.scheduler
         if scheduler is not None:
-            scheduler.claims._flows[flow] = scheduler.version_of(flow)
+            scheduler.claims.lanes[flow] = scheduler.version_of(flow)
             scheduler.claims.notice()
 
     def waits_for(self, uid: bytes) -> str:

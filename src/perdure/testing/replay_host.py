@@ -177,9 +177,11 @@ class _Still:
         return bytes(16)
 
     def new_instance(
-        self, uid: bytes, flow: str, id: str, arguments: bytes, digest: bytes, parent: bytes | None
+        self, uid: bytes, flow: str, id: str, queue: str, arguments: bytes, digest: bytes, parent: bytes | None
     ) -> Create:
-        return Create(uid, flow, id, arguments, digest, parent, False, None, "", 0.0, None)
+        return Create(uid, flow, id, flow, arguments, digest, parent, False, None, "", 0.0, None)
+
+    queues = True
 
     def default_retry(self) -> None:
         return None

@@ -56,6 +56,8 @@ class VirtualClock(Clock):
 class VirtualSystem(System):
     """A virtual clock, chance and ids from a seed, real threads for sync steps, and no other thread."""
 
+    queues = False
+
     def __init__(self, clock: VirtualClock | None = None, *, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self.virtual = clock or VirtualClock()

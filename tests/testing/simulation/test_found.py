@@ -28,8 +28,12 @@ async def doubled(n: int) -> int:
     return 2 * n
 
 
+attempts: list[int] = []
+
+
 @step(retry=Retry(initial=1))
 async def second_time(n: int) -> int:
+    attempts.append(current().attempt)
     await asyncio.sleep(0.5)
     if current().attempt == 1:
         raise LookupError("the first time")
@@ -284,10 +288,11 @@ class LearnsLate(Slow):
     """The replica is told after five seconds that nobody knows whether it was written what became of a failed attempt."""
 
     met = False
+    other_joins = 1.0  # the instance begins at the replica
 
     async def call(self, process: Process, method: str, args: Any, work: Work) -> Any:
         if process.name == "other" and method == "join":
-            await asyncio.sleep(1)  # the instance begins at the replica
+            await asyncio.sleep(self.other_joins)
         answer = await super().call(process, method, args, work)
         if process.name == "replica" and not self.met and writes(PendingPut)(method, args):
             assert writes(Release)(method, args)
@@ -310,6 +315,26 @@ async def test_what_is_sent_again_leaves_alone_who_is_somebody_else_s_by_now() -
     cheap = {"max_resident": 0}
     assert await played(outside, weather, ("replica", "other"), **cheap) == 11
     assert weather.met
+
+
+async def test_what_is_sent_again_leaves_alone_what_was_claimed_here_once_more() -> None:
+    async def outside(engine: Engine) -> int:
+        handle = await engine.start(tries, id="one")
+        await asyncio.sleep(0.3)
+        await engine.start(works, 1, id="two")
+        await asyncio.sleep(20)
+        await handle.send(10)
+        return await handle.result()
+
+    def loads_late(method: str, args: Any) -> float:
+        return 8.0 if method == "load" and weather.met else 0.0
+
+    attempts.clear()
+    weather = LearnsLate(arrives=once(writes(Entry, name="works"), 1), answered=loads_late)
+    weather.other_joins = 3.0  # the replica has claimed it by then
+    assert await played(outside, weather, ("replica", "other"), max_resident=0) == 11
+    assert weather.met
+    assert attempts == [1, 2]
 
 
 class LateWakeups(Calm):

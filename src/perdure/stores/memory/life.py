@@ -181,7 +181,8 @@ class Life:
         for message in edit.messages:
             self._replace(message)
         self.tries.clear()
-        self.row = replace(row, owner=None, waiting=row.state is State.SUSPENDED, edit=edit.id)
+        waiting = row.state is State.SUSPENDED
+        self.row = replace(row, owner=None, waiting=waiting, edit=edit.id, term=self.row.term)
 
     def _replace(self, new: Message) -> None:
         """The message is in the inbox, at the place it had, neither taken nor seen; left out if its key is another's."""

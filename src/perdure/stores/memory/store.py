@@ -28,6 +28,7 @@ class MemoryStore:
     """A store in this process's memory; engines that are given the same object share it, in turn or at once."""
 
     transactions = False
+    poll = 1.0
 
     def __init__(self, system: System | None = None) -> None:
         self.system = system or System()
@@ -164,9 +165,12 @@ class MemoryStore:
         self._here()
         with self._lock:
             self._fenced(replica, epoch)
-            pins = self._pins(replica, flows)
-            claimed = [self._claim(replica, uid, flows) for uid in self._candidates(pins, now, limit, thorough)]
-            due = [at for flow, pin in pins.items() for at, _ in self._first_due(flow, pin, None, 1)]
+            others = [fence.flows for name, fence in self._fences.items() if fence.alive and name != replica]
+            pins = _pins(others, flows)
+            elsewhere = frozenset[str]().union(*others) - flows.keys()
+            found = self._candidates(pins, elsewhere, now, limit, thorough)
+            claimed = [self._claim(replica, uid, flows) for uid in found]
+            due = [at for lane, pin in pins.items() for at, _ in self._first_due(lane, pin, None, 1)]
             return claimed, min(due, default=None)
 
     async def claim_blocked(
@@ -179,9 +183,9 @@ class MemoryStore:
             if limit <= 0:
                 return [], after
             blocked = sorted(
-                (uid, flows[life.row.flow])
+                (uid, flows[life.row.lane])
                 for uid, life in self._lives.items()
-                if life.row.state is State.BLOCKED and life.row.owner is None and life.row.flow in flows and uid > after
+                if life.row.state is State.BLOCKED and life.row.owner is None and life.row.lane in flows and uid > after
             )
             seen = blocked[:limit]
             may = [uid for uid, version in seen if self._lives[uid].may_be_tried(version, process)]
@@ -331,23 +335,18 @@ class MemoryStore:
         """The instance is the replica's, and run by its code; gives its row as it was."""
         life = self._lives[uid]
         before = life.row
-        version = flows.get(before.flow) or before.version
-        life.row = replace(before, state=State.RUNNING, owner=replica, waiting=False, due_at=None, version=version)
+        version = flows.get(before.lane) or before.version
+        life.row = replace(
+            before, state=State.RUNNING, owner=replica, waiting=False, due_at=None, version=version, term=before.term + 1
+        )
         self._tables.wakeups.pop(uid, None)
         return before
 
-    def _pins(self, replica: str, flows: Mapping[str, str]) -> dict[str, frozenset[str]]:
-        """By flow: the code for it that other live replicas have and that is not the one here. To them is left what it
-        last ran.
-        """
-        fences = [fence.flows for name, fence in self._fences.items() if fence.alive and name != replica]
-        return {flow: frozenset(f.get(flow, "") for f in fences) - {"", version} for flow, version in flows.items()}
-
     def _first_due(
-        self, flow: str, pin: frozenset[str], now: float | None, limit: int
+        self, lane: str, pin: frozenset[str], now: float | None, limit: int
     ) -> list[tuple[float, bytes]]:  # fmt: skip
-        """The instances of the flow type that are due first (of those due by now), and not left to others."""
-        heap = self._tables.due.get(flow, [])
+        """The instances of the lane that are due first (of those due by now), and not left to others."""
+        heap = self._tables.due.get(lane, [])
         passed: list[tuple[float, bytes]] = []
         found: dict[bytes, float] = {}
         while heap and len(found) < limit and (now is None or heap[0][0] <= now):
@@ -362,13 +361,16 @@ class MemoryStore:
             heapq.heappush(heap, item)
         return [(at, uid) for uid, at in found.items()]
 
-    def _candidates(self, pins: Mapping[str, frozenset[str]], now: float, limit: int, thorough: bool) -> list[bytes]:
+    def _candidates(
+        self, pins: Mapping[str, frozenset[str]], elsewhere: frozenset[str], now: float, limit: int, thorough: bool
+    ) -> list[bytes]:  # fmt: skip
         found: dict[bytes, float] = {}
-        for flow, pin in pins.items():
-            found.update((uid, at) for at, uid in self._first_due(flow, pin, now, limit))
+        for lane, pin in pins.items():
+            found.update((uid, at) for at, uid in self._first_due(lane, pin, now, limit))
         for uid, at in self._tables.wakeups.items():
             life = self._lives[uid]
-            if life.row.owner is None and (life.cancelled() or _goes_on(life, pins)):
+            cancelled = life.row.lane not in elsewhere and life.cancelled()
+            if life.row.owner is None and (cancelled or _goes_on(life, pins)):
                 found[uid] = min(at, found.get(uid, at))
         for uid, life in self._lives.items() if thorough else ():
             if life.row.owner is None and _goes_on(life, pins) and life.unseen():
@@ -377,7 +379,14 @@ class MemoryStore:
         return sorted(found, key=lambda uid: (found[uid], uid))[:limit]
 
 
+def _pins(others: Sequence[Mapping[str, str]], flows: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """By lane: the code for it that other live replicas have and that is not the one here. To them is left what it last
+    ran.
+    """
+    return {lane: frozenset(o.get(lane, "") for o in others) - {"", version} for lane, version in flows.items()}
+
+
 def _goes_on(life: Life, pins: Mapping[str, frozenset[str]]) -> bool:
     """Whether a message is cause enough to claim the instance."""
     row = life.row
-    return row.state is State.SUSPENDED and row.flow in pins and row.version not in pins[row.flow]
+    return row.state is State.SUSPENDED and row.lane in pins and row.version not in pins[row.lane]

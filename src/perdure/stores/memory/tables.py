@@ -65,7 +65,7 @@ class Tables:
         self.wakeups: dict[bytes, float] = {}
         """Since when each instance is called."""
         self.due: dict[str, list[tuple[float, bytes]]] = {}
-        """A heap for each flow type; a row counts only while its instance still says the same."""
+        """A heap for each lane; a row counts only while its instance still says the same."""
         self._early: dict[tuple[str, str], dict[bytes, Message]] = {}
         self._children: dict[bytes, set[bytes]] = {}
         self._watches: dict[bytes, dict[bytes, Watch]] = {}
@@ -143,6 +143,7 @@ class Tables:
                 run=0,
                 flow=create.flow,
                 id=create.id,
+                lane=create.lane,
                 state=State.RUNNING if create.owned else State.SCHEDULED,
                 owner=batch.replica if create.owned else None,
                 waiting=False,
@@ -244,7 +245,7 @@ class Tables:
         if row.state.ended:
             return
         if row.due_at is not None:
-            heapq.heappush(self.due.setdefault(row.flow, []), (row.due_at, row.uid))
+            heapq.heappush(self.due.setdefault(row.lane, []), (row.due_at, row.uid))
         if life.unseen(None if row.state is State.SUSPENDED else MessageKind.CANCEL):
             self.wakeups.setdefault(row.uid, now)
         elif row.state is not State.SUSPENDED and not life.cancelled():

@@ -36,6 +36,8 @@ class Bell:
         self._token = token
         self._timeout = timeout
         self._heard = heard
+        self.hears = False
+        """Whether others can be heard now."""
         self._connection: Connection | None = None
         self._listening: asyncio.Task[None] | None = None
         self._ringing: asyncio.Task[None] | None = None
@@ -69,12 +71,13 @@ class Bell:
                 self._connection.add_termination_listener(lambda _, gone=gone: gone.set())
                 await self._connection.execute("set synchronous_commit = off")
                 await self._connection.add_listener(self._channel, self._called)
-                if tries:
-                    self._heard(frozenset({EVERYBODY}))  # what was said meanwhile
+                self.hears = True
+                self._heard(frozenset({EVERYBODY}))  # what was said before
                 tries = 0
                 await gone.wait()
             except Exception as error:
                 logger.debug("nothing is heard of other replicas now, tried again: %s", error)
+            self.hears = False
             if self._connection is not None:
                 self._connection.terminate()
                 self._connection = None

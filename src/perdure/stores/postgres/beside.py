@@ -42,6 +42,10 @@ class Beside:
         self._servers: dict[str, str] = {}
         """In which life of the server the connection holds the lock of each replica."""
         self._again: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        """Whose turn it is to use the connection, or to make it: of two that are made at once one is lost sight of, and
+        its locks with it.
+        """
         self.outages = 0
         """How often the connection was lost or could not be made."""
 
@@ -62,6 +66,12 @@ class Beside:
             raise StoreUnavailable(
                 f"the database {self._address.shown} did not renew the lease within {timeout:g} s"
             ) from error
+
+    async def ready(self, replica: str, timeout: float) -> None:
+        """The connection is there and holds the replica's lock: the first `renew` blocks its caller, often the engine's
+        loop, for one way to the server and back.
+        """
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._ready(replica, timeout), self._started()))
 
     async def forget(self, replica: str) -> None:
         """The replica has left: its lock is nobody's."""
@@ -97,13 +107,21 @@ class Beside:
 
     async def _renew(self, replica: str, lease: float, now: float | None, timeout: float) -> float:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout), self._turn:
                 return await self._renewed(replica, lease, now, timeout)
         except TimeoutError as error:
             self._drop()
             raise StoreUnavailable(
                 f"the database {self._address.shown} did not renew the lease within {timeout:g} s"
             ) from error
+
+    async def _ready(self, replica: str, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout), self._turn:
+                await self._hold(await self._connected(timeout), replica)
+        except Exception as error:
+            self._drop()
+            raise meant(error, self._address) from error
 
     async def _renewed(self, replica: str, lease: float, now: float | None, timeout: float) -> float:
         for last in (self._connection is None, True):
@@ -128,12 +146,13 @@ class Beside:
         return at
 
     async def _forget(self, replica: str) -> None:
-        self._replicas.discard(replica)
-        if self._servers.pop(replica, None) is not None and self._connection is not None:
-            try:
-                await self._connection.fetch(self._texts[LET_GO], replica)
-            except Exception:
-                self._drop()
+        async with self._turn:
+            self._replicas.discard(replica)
+            if self._servers.pop(replica, None) is not None and self._connection is not None:
+                try:
+                    await self._connection.fetch(self._texts[LET_GO], replica)
+                except Exception:
+                    self._drop()
 
     async def _connected(self, timeout: float) -> Connection:
         if self._connection is not None and self._connection.is_closed():
@@ -168,7 +187,7 @@ class Beside:
         try:
             for pause in AGAIN_SECONDS:
                 try:
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(1.0), self._turn:
                         connection = await self._connected(1.0)
                         for replica in list(self._replicas):
                             await self._hold(connection, replica)

@@ -6,8 +6,9 @@ The SQL of this package is written for the schema `perdure`; a `Session` puts th
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -25,6 +26,8 @@ Row = Any
 """What a query gives for a row: its values by number, by name, or all in turn."""
 
 _connect: Any = cast("Any", asyncpg).connect
+
+logger = logging.getLogger("perdure")
 
 
 class Connection(Protocol):
@@ -54,6 +57,12 @@ class Address:
     """Whether others are told of changes by LISTEN and NOTIFY; else by polling alone."""
     pooler: bool = False
     """Whether a pooler in transaction mode is in between: nothing may then outlive a transaction."""
+    told: bool = False
+    """Whether the URL tells that; else it is found out when the store is opened."""
+    migrate: bool = True
+    """Whether opening the store brings its tables to the version known here."""
+    read_only: bool = False
+    """Whether the server is to refuse every write."""
 
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
@@ -61,7 +70,7 @@ _SWITCHES: Final = {"on": True, "off": False}
 
 
 def parse(url: str) -> Address:
-    """The address that the URL means; `schema`, `notify` and `pooler` of its query are ours, the rest is asyncpg's.
+    """The address that the URL means; `schema`, `notify`, `pooler` and `migrate` of its query are ours, the rest is asyncpg's.
 
     Raises:
         ValueError: an option has no such value.
@@ -70,18 +79,20 @@ def parse(url: str) -> Address:
     ours: dict[str, str] = {}
     theirs: list[tuple[str, str]] = []
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name in ("schema", "notify", "pooler"):
+        if name in ("schema", "notify", "pooler", "migrate"):
             ours[name] = value
         else:
             theirs.append((name, value))
     schema = ours.get("schema", "perdure")
     if not _SCHEMA.fullmatch(schema):
         raise ValueError(f"schema={schema!r}: use up to 48 small letters, digits and underscores, a letter first")
-    for name in ("notify", "pooler"):
+    for name in ("notify", "pooler", "migrate"):
         if ours.get(name, "on") not in _SWITCHES:
             raise ValueError(f"{name}={ours[name]!r}: say on or off")
     pooler = _SWITCHES[ours.get("pooler", "off")]
     notify = _SWITCHES[ours.get("notify", "off" if pooler else "on")]
+    if pooler and notify:
+        raise ValueError("notify=on: behind a pooler in transaction mode nothing can be heard; leave it out")
     host = parts.netloc.rpartition("@")[2]
     user = parts.username or ""
     return Address(
@@ -90,18 +101,22 @@ def parse(url: str) -> Address:
         schema=schema,
         notify=notify,
         pooler=pooler,
+        migrate=_SWITCHES[ours.get("migrate", "on")],
+        told="pooler" in ours,
     )
 
 
 # What is asked for here is found by an index, always. Left to itself the server plans with the size that a table had
-# when it was empty, and then reads all of it for as long as the plan is kept.
+# when it was empty, and then reads all of it for as long as the plan is kept. Not `jit = off`: asyncpg asks for types in
+# our transaction, with that switch off, and leaves the session as it has found it there.
 _PLANNING: Final = (
-    "jit = off",
+    "jit_above_cost = -1",
     "enable_seqscan = off",
     "enable_hashjoin = off",
     "enable_mergejoin = off",
     "plan_cache_mode = force_generic_plan",
 )
+_READING: Final = ("default_transaction_read_only = on",)
 
 
 def settings(timeout: float) -> tuple[str, ...]:
@@ -133,7 +148,7 @@ async def connect(address: Address, timeout: float, *, planned: bool = True) -> 
     except Exception as error:
         raise meant(error, address) from error
     if not address.pooler:
-        wanted = (*settings(timeout), *(_PLANNING if planned else ()))
+        wanted = (*settings(timeout), *(_PLANNING if planned else ()), *(_READING if address.read_only else ()))
         try:
             await made.execute(";".join(f"set {each}" for each in wanted))
         except BaseException as error:
@@ -144,12 +159,55 @@ async def connect(address: Address, timeout: float, *, planned: bool = True) -> 
     return made
 
 
+async def settled(address: Address, timeout: float) -> Address:
+    """The address with a pooler that the URL does not tell of: it gives a session another number than the server does."""
+    if address.told:
+        return address
+    # As behind a pooler: what is set or prepared in a session of the server would meet the next client that gets it.
+    connection = await connect(replace(address, pooler=True), timeout)
+    try:
+        direct = connection.get_server_pid() == (await connection.fetch("select pg_backend_pid()"))[0][0]
+    except Exception as error:
+        raise meant(error, address) from error
+    finally:
+        connection.terminate()
+    if direct:
+        return address
+    logger.warning(
+        "a pooler is in front of %s, and is used as with pooler=on; put that into the URL, or pooler=off if each client "
+        "of it keeps its session of the server (session mode)",
+        address.shown,
+    )
+    return replace(address, pooler=True, notify=False)
+
+
+STANDBY: Final = "standby"
+# A server that does not wait for its disk may lose its last commits with every restart.
+_TIMELINE: Final = (
+    f"select case when pg_is_in_recovery() then '{STANDBY}' else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end"
+    " || case when current_setting('synchronous_commit') = 'off' then ' of ' || pg_postmaster_start_time() else '' end"
+)
+
+
+async def timeline_of(connection: Connection) -> str:
+    """The history that the server writes on, in which nothing that was committed is lost; another one begins when a standby
+    is promoted or a backup is restored. `STANDBY`: it follows another server; empty: it knows nothing of the kind.
+    """
+    try:
+        timeline: str = (await connection.fetch(_TIMELINE))[0][0]
+    except Exception as error:
+        if state_of(error) in ("42883", "42501", "0A000"):
+            return ""
+        raise
+    return STANDBY if timeline.startswith(STANDBY) else timeline
+
+
 def beginning(address: Address, timeout: float, *, planned: bool = True) -> str:
     """The statement that begins a transaction."""
     if not address.pooler:
         return "begin"
     wanted = (*settings(timeout), *(_PLANNING if planned else ()))
-    return ";".join(["begin", *(f"set local {each}" for each in wanted)])
+    return ";".join(["begin read only" if address.read_only else "begin", *(f"set local {each}" for each in wanted)])
 
 
 class Again(PerdureError):
@@ -199,6 +257,11 @@ def meant(error: Exception, address: Address) -> Exception:
         return StoreCorrupt(f"the database {where} is damaged ({error}); restore a copy")
     if state[:2] in _REFUSED:
         return StoreRefused(f"the database does not take this data: {error}")
+    if state == "08P01" and "startup parameter" in str(error):
+        return StoreUnavailable(
+            f"the database {where} cannot be used: a pooler in between takes no such setting from the URL ({error}); set "
+            "it in the database (alter role ... set ...), or let the pooler ignore it (ignore_startup_parameters)"
+        )
     for known, reason in _REASONS.items():
         if state.startswith(known):
             return StoreUnavailable(f"the database {where} cannot be used: {reason} ({error})")
@@ -240,7 +303,7 @@ class Texts(dict[str, str]):
 
     def __init__(self, schema: str) -> None:
         super().__init__()
-        self._schema = f"{schema}."
+        self._schema = f'"{schema}".'  # it may be a word of SQL
 
     def __missing__(self, sql: str) -> str:
         text = self[sql] = sql.replace("perdure.", self._schema)

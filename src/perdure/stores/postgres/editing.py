@@ -31,7 +31,7 @@ PUT_MESSAGE: Final = (
     " type = excluded.type, body = excluded.body"
 )
 UNSEND: Final = "delete from perdure.inbox where uid = $1 and mid = any($2::bytea[])"
-_CHANGED: Final = INSTANCE.split(",")[1:]
+_CHANGED: Final = [column for column in INSTANCE.split(",") if column not in ("uid", "term")]
 REPLACE: Final = (
     "update perdure.instance set "
     + ", ".join(f"{column} = ${number}" for number, column in enumerate(_CHANGED, 2))

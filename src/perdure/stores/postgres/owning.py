@@ -23,27 +23,28 @@ _T: Final = ",".join(f"t.{column}" for column in INSTANCE.split(","))
 _ASKED_TO_CANCEL: Final = (
     "exists (select 1 from perdure.inbox m where m.uid = t.uid and m.open > 0 and m.kind = 'cancel' offset 0)"
 )
-# What other code ran last is left to it while a live replica has that code: $2 and $3 are flows and such versions.
+# What other code ran last is left to it while a live replica has that code: $2 and $3 are lanes and such versions.
 _FREE_FOR_ALL: Final = (
-    "not exists (select 1 from unnest($2::text[], $3::text[]) as p(flow, version)"
-    " where p.flow = t.flow and p.version = t.version offset 0)"
+    "not exists (select 1 from unnest($2::text[], $3::text[]) as p(lane, version)"
+    " where p.lane = t.lane and p.version = t.version offset 0)"
 )
-_FLOWS: Final = "unnest($1::text[]) as f(flow) cross join lateral"
+_LANES: Final = "unnest($1::text[]) as f(lane) cross join lateral"
 FENCES: Final = "select replica, epoch, flows from perdure.fence where alive"
 
 CANDIDATES: Final = (
-    f"select i.* from {_FLOWS} (select t.due_at as since, {_T} from perdure.instance t where t.owner is null"
-    f" and t.due_at is not null and t.flow = f.flow and t.due_at <= $4 and {_FREE_FOR_ALL} order by t.due_at limit $5) i"
-    f" union all select i.* from {_FLOWS} (select w.at as since, {_T} from perdure.wakeup w"
-    " join perdure.instance t on t.uid = w.uid where w.owner = '' and w.flow = f.flow and t.owner is null"
+    f"select i.* from {_LANES} (select t.due_at as since, {_T} from perdure.instance t where t.owner is null"
+    f" and t.due_at is not null and t.lane = f.lane and t.due_at <= $4 and {_FREE_FOR_ALL} order by t.due_at limit $5) i"
+    f" union all select i.* from {_LANES} (select w.at as since, {_T} from perdure.wakeup w"
+    " join perdure.instance t on t.uid = w.uid where w.owner = '' and w.lane = f.lane and t.owner is null"
     f" and t.state = 'suspended' and ({_FREE_FOR_ALL} or {_ASKED_TO_CANCEL}) order by w.at limit $5) i"
     f" union all (select w.at as since, {_T} from perdure.wakeup w join perdure.instance t on t.uid = w.uid"
-    f" where w.owner = '' and w.cancel and t.owner is null and {_ASKED_TO_CANCEL} order by w.at limit $5)"
+    f" where w.owner = '' and w.cancel and t.owner is null and t.lane <> all($6::text[]) and {_ASKED_TO_CANCEL}"
+    " order by w.at limit $5)"
 )
 # The safety poll: a walk over the messages that nobody has looked at yet, which is short in health.
 OVERLOOKED: Final = (
     f"select min(m.sent_at) as since, {_T} from perdure.inbox m join perdure.instance t on t.uid = m.uid"
-    f" where m.open = 1 and t.owner is null and t.state = 'suspended' and t.flow = any($1::text[]) and {_FREE_FOR_ALL}"
+    f" where m.open = 1 and t.owner is null and t.state = 'suspended' and t.lane = any($1::text[]) and {_FREE_FOR_ALL}"
     " group by t.uid order by 1 limit $4"
 )
 # Wake-up rows for replicas that are gone, left by who died between a commit and the look after it.
@@ -52,14 +53,14 @@ STRANDED: Final = (
     " and not exists (select 1 from perdure.fence f where f.replica = w.owner) order by w.uid limit $1"
 )
 NEXT_DUE: Final = (
-    f"select min(i.due_at) from {_FLOWS} (select t.due_at from perdure.instance t where t.owner is null"
-    f" and t.due_at is not null and t.flow = f.flow and {_FREE_FOR_ALL} order by t.due_at limit 1) i"
+    f"select min(i.due_at) from {_LANES} (select t.due_at from perdure.instance t where t.owner is null"
+    f" and t.due_at is not null and t.lane = f.lane and {_FREE_FOR_ALL} order by t.due_at limit 1) i"
 )
 # `t` are the tries of that code: none, or one in another process.
 BLOCKED: Final = (
     "select (select count(*) = 0 or (count(*) = 1 and max(t.process) <> $3) from perdure.tried t where t.uid = i.uid"
-    f" and t.version = ($2::text[])[array_position($1::text[], i.flow)]), {_I} from perdure.instance i"
-    " where i.state = 'blocked' and i.owner is null and i.uid > $4 and i.flow = any($1::text[])"
+    f" and t.version = ($2::text[])[array_position($1::text[], i.lane)]), {_I} from perdure.instance i"
+    " where i.state = 'blocked' and i.owner is null and i.uid > $4 and i.lane = any($1::text[])"
     " order by i.uid limit $5"
 )
 FREE_STILL: Final = (
@@ -67,7 +68,7 @@ FREE_STILL: Final = (
     " for no key update skip locked"
 )
 CLAIM: Final = (
-    "update perdure.instance i set state = 'running', owner = $1, waiting = false, due_at = null,"
+    "update perdure.instance i set state = 'running', owner = $1, waiting = false, due_at = null, term = i.term + 1,"
     " version = coalesce(v.version, i.version)"
     " from unnest($2::bytea[], $3::text[], $4::double precision[], $5::text[]) as v(uid, state, due_at, version)"
     " where i.uid = v.uid and i.owner is null and i.state = v.state and i.due_at is not distinct from v.due_at"
@@ -125,7 +126,7 @@ STILL_CALLED: Final = "select uid from perdure.wakeup where owner = $1 order by 
 UNFENCED: Final = "delete from perdure.fence where replica = $1 and not alive"
 
 Pins = list[tuple[str, str]]
-"""Flows, each with a version that is left to other replicas."""
+"""Lanes, each with a version that is left to other replicas."""
 
 
 async def join(
@@ -149,27 +150,30 @@ async def raise_epoch(s: Session, replica: str, epoch: int) -> int:
     return raised
 
 
-async def pinned(s: Session, replica: str, epoch: int, flows: Mapping[str, str]) -> Pins:
-    """The versions of these flows that other live replicas have and that are not the one here; proves the fence."""
+async def left_to_others(s: Session, replica: str, epoch: int, flows: Mapping[str, str]) -> tuple[Pins, list[str]]:
+    """The versions of these lanes that other live replicas have and that are not the one here, and the lanes that only
+    they serve; proves the fence.
+    """
     fences = await s.rows(FENCES)
     if (replica, epoch) not in {(row[0], row[1]) for row in fences}:
         raise LeaseLost(f"replica {replica} was taken over, or claims with an epoch that is over ({epoch})")
     others = [msgspec.json.decode(row[2], type=dict[str, str]) for row in fences if row[0] != replica]
-    return [
-        (flow, left)
-        for flow, version in flows.items()
-        for left in {other.get(flow, "") for other in others} - {"", version}
+    pins = [
+        (lane, left)
+        for lane, version in flows.items()
+        for left in {other.get(lane, "") for other in others} - {"", version}
     ]
+    return pins, list(set[str]().union(*others) - flows.keys())
 
 
 async def candidates(
-    s: Session, flows: Mapping[str, str], pins: Pins, now: float, limit: int, *, thorough: bool
+    s: Session, flows: Mapping[str, str], pins: Pins, elsewhere: list[str], now: float, limit: int, *, thorough: bool
 ) -> list[Instance]:  # fmt: skip
     """What could be claimed, longest due first."""
     if limit <= 0:
         return []
     names, pinned = list(flows), _columns(pins)
-    rows = await s.rows(CANDIDATES, names, *pinned, now, limit)
+    rows = await s.rows(CANDIDATES, names, *pinned, now, limit, elsewhere)
     if thorough:
         rows += await s.rows(OVERLOOKED, names, *pinned, limit)
     found = sorted(((row[0], to_instance(row[1:])) for row in rows), key=lambda item: (item[0], item[1].uid))
@@ -180,7 +184,7 @@ async def candidates(
 
 
 def _columns(pins: Pins) -> tuple[list[str], list[str]]:
-    return [flow for flow, _ in pins], [version for _, version in pins]
+    return [lane for lane, _ in pins], [version for _, version in pins]
 
 
 async def next_due(s: Session, flows: Mapping[str, str], pins: Pins) -> float | None:
@@ -209,7 +213,7 @@ async def claim(
     wanted = sorted((r for r in rows if r.uid in free), key=lambda r: r.uid)
     if not wanted:
         return []
-    claims = [(r.uid, r.state.value, r.due_at, flows.get(r.flow) or None) for r in wanted]
+    claims = [(r.uid, r.state.value, r.due_at, flows.get(r.lane) or None) for r in wanted]
     mine = {row[0] for row in await s.rows(CLAIM, replica, *zip(*claims, strict=True))}
     if mine:
         await s.run(AWAKE, list(mine))

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from perdure.errors import CommitUnknown, EngineClosed, StoreUnavailable
+from perdure.errors import CommitUnknown, EngineClosed, NotOurs, StoreUnavailable
 from perdure.stores.postgres.connection import (
     Again,
     Lost,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONNECTIONS: Final = 6
+UNKNOWN: Final = "22012"
 AGAIN_SECONDS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Before each next try of a transaction that met another one."""
 CLOSE_SECONDS: Final = 1.0
@@ -35,9 +36,22 @@ CLOSE_SECONDS: Final = 1.0
 class Pool:
     """See the module. All of it is used on one event loop."""
 
-    def __init__(self, address: Address, texts: Texts, timeout: float, *, planned: bool = True) -> None:
+    def __init__(
+        self,
+        address: Address,
+        texts: Texts,
+        timeout: float,
+        met: Callable[[Connection], Awaitable[None]],
+        *,
+        planned: bool = True,
+        known: str = "",
+    ) -> None:
         self.address = address
+        self._known = texts[known]
+        """What a transaction asks first that writes: it fails, with UNKNOWN, if the tables are not those known here."""
         self._texts = texts
+        self._met = met
+        """Is done with each new connection before it is used."""
         self._timeout = timeout
         self._planned = planned
         self._idle: list[Connection] = []
@@ -73,7 +87,7 @@ class Pool:
         except TimeoutError as error:
             raise StoreUnavailable(f"all {CONNECTIONS} connections to {self.address.shown} are in use") from error
         try:
-            connection = self._take() or await connect(self.address, self._timeout, planned=self._planned)
+            connection = self._take() or await self._made()
             generation = self._generation
             try:
                 yield connection
@@ -98,14 +112,20 @@ class Pool:
         """What the work reads, all of what stood at one instant."""
         return await self.repeated(lambda: self._once_snapshot(work))
 
-    async def write(self, work: Callable[[Session], Awaitable[T]]) -> tuple[T, After]:
+    async def write(self, work: Callable[[Session], Awaitable[T]], *, fenced: bool = False) -> tuple[T, After]:
         """What the work gives is on disk, with all that it wrote; and what is to be done after.
 
+        Args:
+            work: is done in a transaction, and again where that met another one.
+            fenced: whether it proves a fence. Who does need not ask whether the tables are known: no fence outlives them.
+
         Raises:
+            NotOurs: the tables are not those known here any more; nothing was written.
             CommitUnknown: the connection was lost while it was committed.
             StoreUnavailable: surely nothing was written.
         """
-        return await self.repeated(lambda: self._once_written(work))
+        begin = self.begin if fenced else self._begin_known
+        return await self.repeated(lambda: self._once_written(work, begin))
 
     async def write_at_once(self, sql: str, args: Sequence[object]) -> list[Row]:
         """The rows that the one statement gives, which is on disk: a transaction of its own.
@@ -179,10 +199,12 @@ class Pool:
                 raise told from error
             return found
 
-    async def _once_written(self, work: Callable[[Session], Awaitable[T]]) -> tuple[T, After]:
+    async def _once_written(
+        self, work: Callable[[Session], Awaitable[T]], begin: Callable[[Connection], Awaitable[None]]
+    ) -> tuple[T, After]:
         async with self.connection() as connection:
             try:
-                await connection.execute(self._begin)
+                await begin(connection)
                 session = Session(connection, self._texts)
                 found = await work(session)
             except Exception as error:
@@ -192,6 +214,17 @@ class Pool:
                 raise told from error
             await self.commit(connection)
             return found, session.after
+
+    async def _begin_known(self, connection: Connection) -> None:
+        try:
+            await connection.execute(f"{self._begin};{self._known}" if self._known else self._begin)
+        except Exception as error:
+            if state_of(error) == UNKNOWN:
+                raise NotOurs(
+                    f"the tables of {self.address.shown} have been changed by a newer Perdure, or are being copied to: "
+                    "start this one anew, or upgrade it"
+                ) from error
+            raise
 
     async def begin(self, connection: Connection) -> None:
         """A transaction has begun on the connection."""
@@ -232,6 +265,17 @@ class Pool:
         if is_lost(error):
             connection.terminate()
         return meant(error, self.address)
+
+    async def _made(self) -> Connection:
+        connection = await connect(self.address, self._timeout, planned=self._planned)
+        try:
+            await self._met(connection)
+        except BaseException as error:
+            connection.terminate()
+            if isinstance(error, Exception):
+                raise meant(error, self.address) from error
+            raise
+        return connection
 
     def _take(self) -> Connection | None:
         if self._closed:

@@ -110,7 +110,7 @@ def _rows(batch: Batch, creates: dict[bytes, Create], images: dict[bytes, Update
         elif image is not None:
             state, waiting, due_at = "suspended" if image.waiting else "running", image.waiting, image.due_at
         found.made.append(
-            (c.uid, 0, c.flow, c.id, state, owner, waiting, due_at, c.arguments, c.digest, c.parent, outcome, None,
+            (c.uid, 0, c.flow, c.id, c.lane, state, owner, waiting, due_at, c.arguments, c.digest, c.parent, outcome, None,
              c.version, c.at, ended_at, failed_seq)
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ MESSAGE: Final = ",".join(Message.__struct_fields__)
 _TYPES: Final = {
     **dict.fromkeys(("uid", "mid", "arguments", "digest", "parent", "outcome", "first", "edit", "ref", "error",
                      "progress", "body", "asker", "target", "value"), "bytea"),
-    **dict.fromkeys(("flow", "id", "state", "owner", "reason", "version", "key", "kind", "name", "type", "process",
+    **dict.fromkeys(("flow", "id", "lane", "state", "owner", "reason", "version", "key", "kind", "name", "type", "process",
                      "replica"), "text"),
     **dict.fromkeys(("run", "seq", "attempts", "attempt", "edited_seq", "failed_seq", "open", "length", "n"), "bigint"),
     **dict.fromkeys(("waiting", "failed", "intent", "cancel"), "boolean"),
@@ -62,8 +62,10 @@ def entry_columns(entries: Sequence[Entry]) -> list[list[Any]]:
 
 def to_instance(row: Sequence[Any]) -> Instance:
     """The instance of a row of `INSTANCE`."""
-    uid, run, flow, id, state, *rest = row
-    return Instance(uid, run, flow, id, STATES[state], *rest)
+    uid, run, flow, id, lane, state, *rest = row
+    if lane == flow:
+        lane = flow  # one text in memory
+    return Instance(uid, run, flow, id, lane, STATES[state], *rest)
 
 
 def to_entry(row: Sequence[Any]) -> Entry:

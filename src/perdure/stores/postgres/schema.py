@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from perdure.errors import NotOurs, StoreUnavailable
 from perdure.stores.postgres.connection import meant, state_of
+from perdure.stores.versions import Versions, refused
 
 if TYPE_CHECKING:
     from perdure.stores.postgres.connection import Address, Connection, Texts
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 _FIRST: Final = """
 create table perdure.instance(
     uid bytea not null, run bigint not null, flow text collate "C" not null, id text collate "C" not null,
-    state text collate "C" not null, owner text collate "C", waiting boolean not null, due_at double precision,
-    arguments bytea not null, digest bytea not null, parent bytea, outcome bytea, reason text,
+    lane text collate "C" not null, state text collate "C" not null, owner text collate "C", waiting boolean not null,
+    due_at double precision, arguments bytea not null, digest bytea not null, parent bytea, outcome bytea, reason text,
     version text collate "C" not null, created_at double precision not null, ended_at double precision,
-    first bytea, edit bytea, edited_seq bigint not null default -1, failed_seq bigint,
+    first bytea, edit bytea, edited_seq bigint not null default -1, failed_seq bigint, term bigint not null default 0,
     watched boolean not null default false, primary key (uid)
 );
-create index instance_due on perdure.instance(flow, due_at) where owner is null and due_at is not null;
+create index instance_due on perdure.instance(lane, due_at) where owner is null and due_at is not null;
 create index instance_owner on perdure.instance(owner, uid) where owner is not null;
 create index instance_parent on perdure.instance(parent) where parent is not null;
 create index instance_ended on perdure.instance(ended_at) where ended_at is not null;
@@ -72,12 +73,12 @@ create table perdure.early(
 create index early_id on perdure.early(flow, id, nr);
 create unique index early_key on perdure.early(flow, id, key) where key is not null;
 
--- owner and flow are those of the instance ('' for nobody) as the writer saw them.
+-- owner and lane are those of the instance ('' for nobody) as the writer saw them.
 create table perdure.wakeup(
-    uid bytea not null, owner text collate "C" not null, flow text collate "C" not null, at double precision not null,
+    uid bytea not null, owner text collate "C" not null, lane text collate "C" not null, at double precision not null,
     cancel boolean not null, primary key (uid)
 );
-create index wakeup_owner on perdure.wakeup(owner, flow, at);
+create index wakeup_owner on perdure.wakeup(owner, lane, at);
 create index wakeup_cancel on perdure.wakeup(owner, at) where cancel;
 
 -- Kept until the answer is taken, so that a finish that is repeated can tell its answers again.
@@ -92,7 +93,7 @@ create table perdure.exposed(
     uid bytea not null, key text collate "C" not null, value bytea not null, primary key (uid, key)
 );
 
--- flows: the identity of the replica's code for each flow type, as a JSON object.
+-- flows: the identity of the replica's code for each lane that it serves, as a JSON object.
 create table perdure.fence(
     replica text collate "C" not null, epoch bigint not null, alive boolean not null, flows text not null,
     primary key (replica)
@@ -116,29 +117,76 @@ MIGRATIONS: Final = (_FIRST,)
 """Each brings the tables from the version that is its place here to the next one. What was released stays as it is."""
 VERSION: Final = len(MIGRATIONS)
 
+ALONE: Final = "lock table perdure.migration in access exclusive mode"
+"""No transaction that began with `known` is under way, until this one ends."""
+BAR: Final = "update perdure.fence set alive = false, epoch = epoch + 1 where alive"
+"""No replica that has joined commits anything from now on."""
+
 _MADE_BY_OTHERS: Final = frozenset({"23505", "42P06", "42P07", "40001", "40P01", "XX000"})
-_VERSION: Final = "select max(version) from perdure.migration"
+_FOUND: Final = "select max(version) from perdure.migration"
 _TRIES: Final = 20
+_WAIT_SECONDS: Final = 60
+"""So long one waits who finds another process at it."""
+_LONG: Final = 24 * 3600.0
+"""So many seconds one version may take."""
 
 
-async def prepare(db: Connection, texts: Texts, address: Address) -> None:
-    """The tables are there, in the version that is known here.
+def known() -> str:
+    """What a transaction asks first that writes: it fails if there is a newer version. The table that it reads stays locked
+    until its end, in every isolation level, and a migration waits for that.
+    """
+    return f"select 1 / case when max(version) > {VERSION} then 0 else 1 end from perdure.migration"
+
+
+async def prepare(db: Connection, texts: Texts, address: Address) -> Versions:
+    """The tables are there, in the version that is known here; gives which they had.
 
     Raises:
-        NotOurs: they are of a newer version, or another program's.
+        NotOurs: they are of a newer version, or another program's; or an older one, and are not to be changed.
         StoreUnavailable: they cannot be made.
     """
+    if address.migrate:
+        return await migrate(db, texts, address)
+    versions = await look(db, texts, address)
+    if versions.found < VERSION:
+        raise refused(where(address), versions)
+    return versions
+
+
+async def look(db: Connection, texts: Texts, address: Address) -> Versions:
+    """Which version the tables have; nothing is written.
+
+    Raises:
+        NotOurs: a newer one, or they are another program's.
+    """
+    try:
+        await _patient(db, address)
+        return Versions(await _found(db, texts, address), VERSION)
+    except Exception as error:
+        raise _told(error, address) from error
+
+
+async def migrate(db: Connection, texts: Texts, address: Address) -> Versions:
+    """As `prepare`, whatever the address says."""
     for number in range(_TRIES):
         try:
-            if await _version(db, texts, address) < VERSION:
+            await _patient(db, address)
+            found = await _found(db, texts, address)
+            if found < VERSION:
                 await _migrate(db, texts, address)
-            return
+            return Versions(found, VERSION)
         except Exception as error:
             await _rolled_back(db)
             again = state_of(error) in _MADE_BY_OTHERS and number < _TRIES - 1
             if not again:
                 raise _told(error, address) from error
         await asyncio.sleep(0.01 * (number + 1))  # another process makes them right now
+    raise AssertionError
+
+
+async def _patient(db: Connection, address: Address) -> None:
+    if not address.pooler:
+        await db.execute(f"set lock_timeout = '{_WAIT_SECONDS}s'")
 
 
 async def _rolled_back(db: Connection) -> None:
@@ -150,50 +198,59 @@ def _told(error: Exception, address: Address) -> Exception:
     state = state_of(error)
     if state == "42501":
         return StoreUnavailable(
-            f"the tables in schema {address.schema} of {address.shown} cannot be made ({error}); grant the user the right "
-            "to create them, or let one who has it open the store once"
+            f"the tables in schema {address.schema} of {address.shown} cannot be made or changed ({error}); call "
+            "`perdure migrate` as a user who may"
         )
     if state.startswith("42"):
         return _foreign(address, str(error))
     return meant(error, address)
 
 
+def where(address: Address) -> str:
+    """The store, for people."""
+    return f"schema {address.schema} of {address.shown}"
+
+
 def _foreign(address: Address, why: str) -> NotOurs:
     return NotOurs(
-        f"schema {address.schema} of {address.shown} holds another program's tables ({why}); "
-        "give Perdure one of its own with ?schema="
+        f"{where(address)} holds another program's tables ({why}); give Perdure one of its own with ?schema="
     )
 
 
-async def _version(db: Connection, texts: Texts, address: Address) -> int:
-    """The version that the tables have; 0: there are none."""
+async def _found(db: Connection, texts: Texts, address: Address) -> int:
+    """The version that the tables have, which is none that is newer than what is known here."""
+    found = await version_of(db, texts, address)
+    if found > VERSION:
+        raise refused(where(address), Versions(found, VERSION))
+    return found
+
+
+async def version_of(db: Connection, texts: Texts, address: Address) -> int:
+    """The version that the tables have, whatever it is; 0: there are none."""
     try:
-        found = (await db.fetch(texts[_VERSION]))[0][0]
+        found = (await db.fetch(texts[_FOUND], timeout=2.0 * _WAIT_SECONDS))[0][0]
     except Exception as error:
         if state_of(error) in ("42P01", "3F000"):
             return 0
         raise
     if not isinstance(found, int | None):
         raise _foreign(address, "its table migration is another one")
-    if found is not None and found > VERSION:
-        raise NotOurs(
-            f"schema {address.schema} of {address.shown} was written by a newer Perdure (store version {found}, known "
-            f"here: {VERSION}); upgrade this one"
-        )
     return found or 0
 
 
 async def _migrate(db: Connection, texts: Texts, address: Address) -> None:
-    """What is missing is applied, in one transaction for each version, by one process at a time: they queue at row 0."""
-    await db.execute(f"create schema if not exists {address.schema}")
+    """What is missing is applied, in one transaction for each version, by one process at a time: the others wait."""
+    await db.execute(f'create schema if not exists "{address.schema}"')
     await db.execute(
         texts["create table if not exists perdure.migration(version bigint primary key, at timestamptz not null)"]
     )
     await db.execute(texts["insert into perdure.migration values (0, now()) on conflict do nothing"])
     for version, migration in enumerate(MIGRATIONS, 1):
-        await db.execute("begin")
-        await db.execute(texts["select 1 from perdure.migration where version = 0 for update"])
-        if await _version(db, texts, address) < version:
-            await db.execute(texts[migration])
+        await db.execute("begin isolation level read committed")
+        await db.execute(texts[ALONE], timeout=2.0 * _WAIT_SECONDS)
+        if await _found(db, texts, address) < version:
+            await db.execute(texts[migration], timeout=_LONG)
+            if version > 1:
+                await db.execute(texts[BAR], timeout=_LONG)
             await db.execute(texts["insert into perdure.migration values ($1, now())"], version)
-        await db.execute("commit")
+        await db.execute("commit", timeout=_LONG)

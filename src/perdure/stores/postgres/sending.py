@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from perdure.stores.postgres.connection import After, Row, Session
 
-_TARGET: Final = "i.uid, i.flow, i.state, i.owner, i.run"
+_TARGET: Final = "i.uid, i.lane, i.state, i.owner, i.run"
 BY_ID: Final = (
     f"select v.n, {_TARGET} from {arrays('n,flow,id')} join perdure.place p on p.flow = v.flow and p.id = v.id"
     " join perdure.instance i on i.uid = p.uid"
@@ -44,7 +44,7 @@ THERE_EARLY: Final = f"select v.n from {arrays('n,mid')} join perdure.early e on
 # A row that says so already is locked all the same: its owner, who is about to delete it, waits for this transaction.
 WAKE: Final = insert(
     "wakeup",
-    "uid,owner,flow,at,cancel",
+    "uid,owner,lane,at,cancel",
     "on conflict (uid) do update set owner = excluded.owner, cancel = wakeup.cancel or excluded.cancel"
     " where wakeup.owner <> excluded.owner or excluded.cancel and not wakeup.cancel",
 )
@@ -67,7 +67,7 @@ WAKE_IDLE: Final = (
 )
 _UNSEEN: Final = _HAS.format(uid="i.uid", what="m.open = 1 and (i.state = 'suspended' or m.kind = 'cancel')")
 WAKE_UNSEEN: Final = (
-    "insert into perdure.wakeup(uid, owner, flow, at, cancel) select i.uid, '', i.flow, $2::double precision, "
+    "insert into perdure.wakeup(uid, owner, lane, at, cancel) select i.uid, '', i.lane, $2::double precision, "
     + _HAS.format(uid="i.uid", what="m.open = 1 and m.kind = 'cancel'")
     + f" from perdure.instance i where i.uid = any($1::bytea[]) and {_UNSEEN} and i.state {NOT_ENDED} order by i.uid"
     " on conflict (uid) do update set owner = '', cancel = wakeup.cancel or excluded.cancel"
@@ -92,7 +92,7 @@ STALE: Final = (
     " and not exists (select 1 from perdure.wakeup w where w.uid = i.uid offset 0)"
 )
 OWNED_BY: Final = (
-    "insert into perdure.wakeup(uid, owner, flow, at, cancel) select i.uid, i.owner, i.flow, $2::double precision, "
+    "insert into perdure.wakeup(uid, owner, lane, at, cancel) select i.uid, i.owner, i.lane, $2::double precision, "
     + _HAS.format(uid="i.uid", what="m.open > 0 and m.kind = 'cancel'")
     + " from perdure.instance i where i.uid = any($1::bytea[]) and i.owner is not null order by i.uid"
     " on conflict (uid) do update set owner = excluded.owner returning uid, owner"
@@ -237,7 +237,7 @@ async def _wait(s: Session, items: Sequence[Item], early: list[int], sent: list[
 
 async def _wake(s: Session, replica: str | None, items: Sequence[Item], there: Mapping[int, Row], now: float) -> None:
     rows: dict[bytes, tuple[bytes, str, str, float, bool]] = {}
-    for number, (_, uid, flow, state, owner, _) in there.items():
+    for number, (_, uid, lane, state, owner, _) in there.items():
         cancel = items[number][3].kind == MessageKind.CANCEL
         if state in ENDED:
             continue
@@ -245,7 +245,7 @@ async def _wake(s: Session, replica: str | None, items: Sequence[Item], there: M
             continue
         # What is scheduled or blocked goes on for another cause, and looks into its inbox then; only a cancel ends it.
         if owner is not None or state == "suspended" or cancel:
-            rows[uid] = (uid, owner or "", flow, now, cancel or (uid in rows and rows[uid][4]))
+            rows[uid] = (uid, owner or "", lane, now, cancel or (uid in rows and rows[uid][4]))
     if rows:
         await s.run(WAKE, *by_columns([rows[uid] for uid in sorted(rows)]))
     # Who gets no wake-up row may need one by what is committed at the same time.

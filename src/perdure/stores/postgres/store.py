@@ -18,17 +18,22 @@ from perdure.stores.leases import Lease
 from perdure.stores.postgres import editing, owning, quick, reading, schema, sending, transacting, writing
 from perdure.stores.postgres.bell import EVERYBODY, Bell
 from perdure.stores.postgres.beside import PART, Beside
-from perdure.stores.postgres.connection import After, Session, Texts, connect, parse
+from perdure.stores.postgres.connection import STANDBY, After, Session, Texts, connect, parse, settled, timeline_of
 from perdure.stores.postgres.pool import Pool, closed
 from perdure.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Any, TypeVar
 
     from perdure.model.records import Entry, Instance, Loaded, Message, State
     from perdure.model.tx import Tx
     from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
+    from perdure.stores.contract import Store
+    from perdure.stores.moving import Reading, Restore
+    from perdure.stores.postgres.connection import Address, Connection
+    from perdure.stores.versions import Versions
 
     T = TypeVar("T")
 
@@ -37,6 +42,8 @@ logger = logging.getLogger("perdure")
 TIMEOUT: Final = 4.0
 """Seconds that anything may wait, as long as no replica with a shorter lease joins."""
 CHECKED: Final = "insert into perdure.checked(one, at) values (1, $1) on conflict (one) do update set at = excluded.at"
+POLL_SECONDS: Final = (1.0, 5.0)
+"""Without LISTEN, and with it: what is lost then is the word of a process that died between its commit and the telling."""
 LOOK_SECONDS: Final = 0.5
 """Between two looks at the other replicas, as long as all seem well."""
 SUSPECT_SECONDS: Final = 1.0
@@ -64,8 +71,8 @@ class PostgresStore:
 
     transactions: bool = True
 
-    def __init__(self, url: str, system: System | None = None) -> None:
-        self.address = parse(url)
+    def __init__(self, url: str | Address, system: System | None = None) -> None:
+        self.address = parse(url) if isinstance(url, str) else url
         self.system = system or System()
         self._pid = os.getpid()
         self._texts = Texts(self.address.schema)
@@ -81,19 +88,17 @@ class PostgresStore:
         """Since when the session locks of other replicas are seen to be free, on the clock that counts suspended time."""
         self._owed = After()
         """What could not be looked at again after a commit."""
+        self._timeline = ""
+        """Of the server that was last written to, as far as is known."""
 
     async def open(self) -> None:
         """See Store."""
         self._here()
         if self._pool is not None:
             return
-        connection = await connect(self.address, TIMEOUT)
-        try:
-            await schema.prepare(connection, self._texts, self.address)
-        finally:
-            await closed(connection)
-        self._pool = Pool(self.address, self._texts, TIMEOUT)
-        self._work_pool = Pool(self.address, self._texts, TIMEOUT, planned=False)
+        await self._alone(schema.prepare)
+        self._pool = Pool(self.address, self._texts, TIMEOUT, self._met, known=schema.known())
+        self._work_pool = Pool(self.address, self._texts, TIMEOUT, self._met, planned=False)
         self._beside = Beside(self.address, self._texts)
         if self.address.notify:
             self._bell = Bell(self.address, self.system.random_bytes(8).hex(), TIMEOUT, self._heard)
@@ -115,6 +120,11 @@ class PostgresStore:
             if each is not None:
                 await each.close()
 
+    @property
+    def poll(self) -> float:
+        """See Store."""
+        return POLL_SECONDS[self._bell is not None and self._bell.hears]
+
     # -- membership
 
     async def join(self, replica: str, lease: float, flows: Mapping[str, str] | None = None) -> int:
@@ -123,6 +133,7 @@ class PostgresStore:
         self._timeout = min(self._timeout, lease * PART)
         pool.limit(self._timeout)
         self._plain_pool().limit(self._timeout)
+        await beside.ready(replica, self._timeout)
         boot = self.system.clock.boot()
         epoch, _ = await pool.write(lambda s: owning.join(s, replica, flows or {}, lease, self._time()))
         if replica not in self._members:
@@ -165,7 +176,9 @@ class PostgresStore:
         look = owning.OTHERS_ALONE if self.address.pooler else owning.OTHERS_AND_LOCKS
         others = await pool.read(lambda s: s.rows(look, me, self._time()))
         if member is not None:
-            member.look_at = now + LOOK_SECONDS
+            # Whoever looks looks at all others, so that many need not look as often: together about once in that time.
+            uneven = 0.75 + self.system.random_bytes(1)[0] / 510
+            member.look_at = now + LOOK_SECONDS * max(1, len(others)) * uneven
         may_judge = member is not None and member.lease.may_judge(now)
         self._suspected = {row[0]: self._suspected.get(row[0], now) for row in others if row[3]}
         taken: list[str] = []
@@ -187,7 +200,9 @@ class PostgresStore:
         if plain is not None and await quick.write(pool, batch, plain):
             await self._settled(plain.after)
             return plain.answers
-        answers, after = await pool.write(lambda s: writing.write(s, batch, Folded(batch.writes)))
+        answers, after = await pool.write(
+            lambda s: writing.write(s, batch, Folded(batch.writes)), fenced=batch.replica is not None
+        )
         moved = await self._settled(after)
         if moved:
             answers = [_called(answer, moved) for answer in answers]
@@ -232,12 +247,13 @@ class PostgresStore:
         """See Store."""
         pool = self._open()
         if thorough:
-            await self._written(lambda s: owning.unstranded(s, _STRANDED, now))
-            await self._settled(After())
+            if await pool.read(lambda s: s.rows(owning.STRANDED, 1)):
+                await self._written(lambda s: owning.unstranded(s, _STRANDED, now))
+            await self._settled(After(), tell=False)
 
         async def look(s: Session) -> tuple[owning.Pins, list[Instance], float | None]:
-            pins = await owning.pinned(s, replica, epoch, flows)
-            found = await owning.candidates(s, flows, pins, now, limit, thorough=thorough)
+            pins, elsewhere = await owning.left_to_others(s, replica, epoch, flows)
+            found = await owning.candidates(s, flows, pins, elsewhere, now, limit, thorough=thorough)
             return pins, found, None if found else await owning.next_due(s, flows, pins)
 
         pins, rows, due = await pool.read(look)
@@ -252,12 +268,10 @@ class PostgresStore:
     ) -> tuple[list[Instance], bytes]:
         """See Store."""
 
-        async def claim(s: Session) -> tuple[list[Instance], bytes]:
-            await writing.fenced(s, replica, epoch)
-            rows, last = await owning.blocked(s, flows, process, after, limit)
-            return await owning.claim(s, replica, epoch, flows, rows), last
-
-        return await self._written(claim)
+        found, last = await self._open().read(lambda s: owning.blocked(s, flows, process, after, limit))
+        if not found:
+            return [], last
+        return await self._written(lambda s: owning.claim(s, replica, epoch, flows, found)), last
 
     async def wakeups(self, replica: str, epoch: int) -> list[bytes]:
         """See Store."""
@@ -313,7 +327,45 @@ class PostgresStore:
         now = self.system.clock.wall()
         await self._open().write(lambda s: s.run(CHECKED, now))
 
+    # -- apart from running: see perdure.stores.versions and perdure.stores.moving
+
+    async def versions(self) -> Versions:
+        """See Migrating."""
+        return await self._alone(schema.look)
+
+    async def migrate(self) -> Versions:
+        """See Migrating."""
+        return await self._alone(schema.migrate)
+
+    def read_only(self) -> Store:
+        """The same database, to be opened for reading alone."""
+        from perdure.stores.postgres.readonly import ReadOnlyPostgresStore
+
+        return ReadOnlyPostgresStore(self.address, self.system)
+
+    def dump(self) -> AbstractAsyncContextManager[Reading]:
+        """See Moving."""
+        from perdure.stores.postgres import moving
+
+        return moving.dump(self.address, self._texts)
+
+    def restore(self) -> AbstractAsyncContextManager[Restore]:
+        """See Moving."""
+        from perdure.stores.postgres import moving
+
+        return moving.restore(self.address, self._texts)
+
     # -- inside
+
+    async def _alone(self, work: Callable[[Connection, Texts, Address], Awaitable[T]]) -> T:
+        """What the work gives, on a connection of its own."""
+        self._here()
+        self.address = await settled(self.address, TIMEOUT)
+        connection = await connect(self.address, TIMEOUT)
+        try:
+            return await work(connection, self._texts, self.address)
+        finally:
+            await closed(connection)
 
     def _here(self) -> None:
         if os.getpid() != self._pid:
@@ -341,6 +393,27 @@ class PostgresStore:
         """The time to be used instead of the database's; None: that."""
         clock = self.system.clock
         return None if type(clock) is Clock else clock.wall()
+
+    async def _met(self, connection: Connection) -> None:
+        """If the server has become another one (a standby was promoted, a backup restored), what the replicas of this
+        object wrote last may be gone there: their fences are dead, so that they begin anew from what is there.
+        """
+        timeline = await timeline_of(connection)
+        members = tuple(self._members)
+        if members and timeline == STANDBY:
+            raise StoreUnavailable(
+                f"the server at {self.address.shown} is a standby and takes no writes; connect to the primary"
+            )
+        if members and timeline and self._timeline and timeline != self._timeline:
+            logger.critical(
+                "the database %s is another server than before (timeline %s, it was %s): what was committed last may be "
+                "lost; all flows here are loaded again from what is there", self.address.shown, timeline, self._timeline,
+            )  # fmt: skip
+            for replica in members:
+                for barred in (owning.BAR, owning.UNLEASED):
+                    await connection.execute(self._texts[barred], replica)
+        if timeline != STANDBY:
+            self._timeline = timeline
 
     async def _written(self, work: Callable[[Session], Awaitable[T]], *, tell: bool = True) -> T:
         found, after = await self._open().write(work)

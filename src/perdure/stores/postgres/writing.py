@@ -55,7 +55,7 @@ _BORN: Final = ",".join(f"v.{column}" for column in BORN.split(","))
 CREATE: Final = (
     f"with v as (select * from {arrays(BORN)}), made as (insert into perdure.place(flow, id, uid)"
     " select v.flow, v.id, v.uid from v order by v.flow, v.id, v.place on conflict do nothing returning uid)"
-    f" insert into perdure.instance({BORN}) select {_BORN} from v where (select count(*) from made) = $17 order by v.place"
+    f" insert into perdure.instance({BORN}) select {_BORN} from v where (select count(*) from made) = $18 order by v.place"
 )
 THERE: Final = "select uid from perdure.instance where uid = any($1::bytea[])"
 PLACES: Final = (
@@ -279,7 +279,7 @@ def _born(batch: Batch, c: Create) -> tuple[Any, ...]:
     if not c.owned:
         state, owner, due_at = "scheduled", None, c.at if c.due_at is None else c.due_at
     return (
-        c.uid, 0, c.flow, c.id, state, owner, False, due_at, c.arguments, c.digest, c.parent, None, None, c.version,
+        c.uid, 0, c.flow, c.id, c.lane, state, owner, False, due_at, c.arguments, c.digest, c.parent, None, None, c.version,
         c.at, None,
     )  # fmt: skip
 
@@ -303,7 +303,7 @@ async def _conflicts(s: Session, batch: Batch, fold: Folded, said: list[Answer])
         _, _, uid, early, state, digest, gone = places[at]
         if at in born:
             first = born[at]
-            row = (first.uid, _born(batch, first)[4], first.arguments, first.digest)
+            row = (first.uid, _born(batch, first)[5], first.arguments, first.digest)
             same = first.uid == create.uid
             said[number] = Created() if same else _existing(row)
             if same and early:

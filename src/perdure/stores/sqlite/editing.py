@@ -33,7 +33,8 @@ PUT_MESSAGE: Final = (
     " type = excluded.type, body = excluded.body"
 )
 UNSEND: Final = Bulk("delete from inbox where (uid, mid) in (values {rows})", 2)
-REPLACE: Final = f"update instance set {', '.join(f'{column} = ?' for column in INSTANCE.split(',')[1:])} where uid = ?"
+_CHANGED: Final = [column for column in INSTANCE.split(",") if column not in ("uid", "term")]
+REPLACE: Final = f"update instance set {', '.join(f'{column} = ?' for column in _CHANGED)} where uid = ?"
 UNWATCHED: Final = keyed("delete from watch where target in ({rows})")
 DELETE: Final = tuple(
     keyed(f"delete from {table} where uid in ({{rows}})")
@@ -105,7 +106,7 @@ def _replace(db: Database, replica: str | None, before: Instance, edit: Edit, ro
     """The row is the new one, and nobody's; with what follows if that ends it, or does not."""
     fields = {**asdict(row), "state": row.state.value, "owner": None, "waiting": row.state is State.SUSPENDED}
     fields["edit"] = edit.id
-    db.execute(REPLACE, [*(fields[column] for column in INSTANCE.split(",")[1:]), edit.uid])
+    db.execute(REPLACE, [*(fields[column] for column in _CHANGED), edit.uid])
     mine: list[Row] = [(edit.uid,)]
     UNTRIED.run(db, mine)
     if before.state.ended:

@@ -25,43 +25,44 @@ _PIN: Final = " and i.version not in (select value from json_each(?))"
 OTHERS: Final = "select json_group_array(json(flows)) from fence where alive and replica <> ?"
 
 _DUE: Final = (
-    f"select i.due_at, {_I} from instance i where i.owner is null and i.due_at is not null and i.flow = ?"
+    f"select i.due_at, {_I} from instance i where i.owner is null and i.due_at is not null and i.lane = ?"
     " and i.due_at <= ?{pin} order by i.due_at limit ?"
 )
 DUE: Final = _DUE.format(pin="")
 DUE_PINNED: Final = _DUE.format(pin=_PIN)
 _WOKEN: Final = (
-    f"select w.at, {_I} from wakeup w cross join instance i on i.uid = w.uid where w.owner = '' and w.flow = ?"
+    f"select w.at, {_I} from wakeup w cross join instance i on i.uid = w.uid where w.owner = '' and w.lane = ?"
     " and i.owner is null and i.state = 'suspended'{pin} order by w.at limit ?"
 )
 WOKEN: Final = _WOKEN.format(pin="")
 WOKEN_PINNED: Final = _WOKEN.format(pin=f" and ({_PIN.removeprefix(' and ')} or {_ASKED_TO_CANCEL})")
 CANCELLED: Final = (
     f"select w.at, {_I} from wakeup w cross join instance i on i.uid = w.uid where w.owner = '' and w.cancel"
-    f" and i.owner is null and {_ASKED_TO_CANCEL} order by w.at limit ?"
+    f" and i.owner is null and {_ASKED_TO_CANCEL} and i.lane not in (select value from json_each(?))"
+    " order by w.at limit ?"
 )
 # The safety poll: a walk over the messages that nobody has looked at yet, which is short in health.
 _OVERLOOKED: Final = (
     f"select min(m.sent_at), {_I} from inbox m cross join instance i on i.uid = m.uid where m.open = 1"
-    " and i.owner is null and i.state = 'suspended' and i.flow = ?{pin} group by m.uid order by 1 limit ?"
+    " and i.owner is null and i.state = 'suspended' and i.lane = ?{pin} group by m.uid order by 1 limit ?"
 )
 OVERLOOKED: Final = _OVERLOOKED.format(pin="")
 OVERLOOKED_PINNED: Final = _OVERLOOKED.format(pin=_PIN)
 _NEXT_DUE: Final = (
-    "select due_at from instance i where owner is null and due_at is not null and flow = ?{pin} order by due_at limit 1"
+    "select due_at from instance i where owner is null and due_at is not null and lane = ?{pin} order by due_at limit 1"
 )
 NEXT_DUE: Final = _NEXT_DUE.format(pin="")
 NEXT_DUE_PINNED: Final = _NEXT_DUE.format(pin=_PIN)
-# The flows come as a JSON object with their identities, twice: a join with it would read it for each row, 45 ms for
+# The lanes come as a JSON object with their identities, twice: a join with it would read it for each row, 45 ms for
 # 10,000 rows. `t` are the tries of that code: none, or one in another process.
 BLOCKED: Final = (
     "select (select count(*) = 0 or (count(*) = 1 and max(t.process) <> ?) from tried t where t.uid = i.uid"
-    f" and t.version = (select value from json_each(?) where key = i.flow)), {_I} from instance i"
-    " where i.state = 'blocked' and i.owner is null and i.uid > ? and i.flow in (select key from json_each(?))"
+    f" and t.version = (select value from json_each(?) where key = i.lane)), {_I} from instance i"
+    " where i.state = 'blocked' and i.owner is null and i.uid > ? and i.lane in (select key from json_each(?))"
     " order by i.uid limit ?"
 )
 CLAIM: Final = update(
-    "update instance set state = 'running', owner = v.column4, waiting = 0, due_at = null,"
+    "update instance set state = 'running', owner = v.column4, waiting = 0, due_at = null, term = term + 1,"
     " version = coalesce(v.column5, version) from {v}"
     " where instance.uid = v.column1 and instance.owner is null and instance.state = v.column2"
     " and instance.due_at is v.column3",
@@ -98,24 +99,35 @@ def raise_epoch(db: Database, replica: str, epoch: int) -> int | None:
     return db.execute("select epoch from fence where replica = ? and alive", (replica,)).get
 
 
-def pinned(db: Database, replica: str, flows: Mapping[str, str]) -> dict[str, Row]:
-    """By flow: the versions of it that other live replicas have and that are not the one here, as a JSON list to bind;
+def others(db: Database, replica: str) -> list[dict[str, str]]:
+    """The lanes of each other live replica, with the versions of the code there."""
+    return msgspec.json.decode(db.execute(OTHERS, (replica,)).get, type=list[dict[str, str]])
+
+
+def pinned(others: Sequence[Mapping[str, str]], flows: Mapping[str, str]) -> dict[str, Row]:
+    """By lane: the versions of it that other live replicas have and that are not the one here, as a JSON list to bind;
     nothing, if there are none.
     """
-    others = msgspec.json.decode(db.execute(OTHERS, (replica,)).get, type=list[dict[str, str]])
-    left = {flow: {other.get(flow, "") for other in others} - {"", version} for flow, version in flows.items()}
-    return {flow: (_json(versions),) if versions else () for flow, versions in left.items()}
+    left = {lane: {other.get(lane, "") for other in others} - {"", version} for lane, version in flows.items()}
+    return {lane: (_json(versions),) if versions else () for lane, versions in left.items()}
 
 
-def candidates(db: Database, pins: Mapping[str, Row], now: float, limit: int, thorough: bool) -> list[Instance]:
-    """What could be claimed, longest due first; not what a version of its flow's pin ran last, unless it is cancelled."""
+def elsewhere(others: Sequence[Mapping[str, str]], flows: Mapping[str, str]) -> str:
+    """The lanes that only other live replicas serve, as a JSON list to bind."""
+    return _json(set[str]().union(*others) - flows.keys())
+
+
+def candidates(
+    db: Database, pins: Mapping[str, Row], elsewhere: str, now: float, limit: int, thorough: bool
+) -> list[Instance]:  # fmt: skip
+    """What could be claimed, longest due first; not what a version of its lane's pin ran last, unless it is cancelled."""
     found: list[tuple[float, Instance]] = []
-    for flow, pin in pins.items():
-        found += _rows(db, DUE_PINNED if pin else DUE, (flow, now, *pin, limit))
-        found += _rows(db, WOKEN_PINNED if pin else WOKEN, (flow, *pin, limit))
+    for lane, pin in pins.items():
+        found += _rows(db, DUE_PINNED if pin else DUE, (lane, now, *pin, limit))
+        found += _rows(db, WOKEN_PINNED if pin else WOKEN, (lane, *pin, limit))
         if thorough:
-            found += _rows(db, OVERLOOKED_PINNED if pin else OVERLOOKED, (flow, *pin, limit))
-    found += _rows(db, CANCELLED, (limit,))
+            found += _rows(db, OVERLOOKED_PINNED if pin else OVERLOOKED, (lane, *pin, limit))
+    found += _rows(db, CANCELLED, (elsewhere, limit))
     found.sort(key=_since)
     once: dict[bytes, Instance] = {}
     for _, row in found:
@@ -138,8 +150,8 @@ def _since(item: tuple[float, Instance]) -> tuple[float, bytes]:
 def next_due(db: Database, pins: Mapping[str, Row]) -> float | None:
     """When the next instance wants to go on by itself."""
     found: list[float] = []
-    for flow, pin in pins.items():
-        found += (row[0] for row in db.execute(NEXT_DUE_PINNED if pin else NEXT_DUE, (flow, *pin)))
+    for lane, pin in pins.items():
+        found += (row[0] for row in db.execute(NEXT_DUE_PINNED if pin else NEXT_DUE, (lane, *pin)))
     return min(found, default=None)
 
 
@@ -160,7 +172,7 @@ def claim(
 ) -> list[Instance]:  # fmt: skip
     """Those of the rows that are still as they were read are the replica's."""
     fenced(db, replica, epoch)
-    claims: list[Row] = [(r.uid, r.state.value, r.due_at, replica, flows.get(r.flow) or None) for r in rows]
+    claims: list[Row] = [(r.uid, r.state.value, r.due_at, replica, flows.get(r.lane) or None) for r in rows]
     matched = CLAIM.run(db, claims)
     if matched < len(rows):
         uids: list[Row] = [(r.uid,) for r in rows]

@@ -26,8 +26,10 @@ ENDED: Final = frozenset(state.value for state in State if state.ended)
 
 def to_instance(row: Sequence[Any]) -> Instance:
     """The instance of a row of `INSTANCE`."""
-    uid, run, flow, id, state, owner, waiting, *rest = row
-    return Instance(uid, run, flow, id, STATES[state], owner, waiting == 1, *rest)
+    uid, run, flow, id, lane, state, owner, waiting, *rest = row
+    if lane == flow:
+        lane = flow  # one text in memory
+    return Instance(uid, run, flow, id, lane, STATES[state], owner, waiting == 1, *rest)
 
 
 def to_entry(row: Sequence[Any]) -> Entry:

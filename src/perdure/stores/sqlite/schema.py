@@ -1,4 +1,4 @@
-"""The tables of a SQLite store, and the look at a file before anything is written to it."""
+"""The tables of a SQLite store as numbered migrations, and the look at a file before anything is written to it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Final, cast
 import apsw
 
 from perdure.errors import NotOurs, StoreCorrupt, StoreUnavailable
+from perdure.stores.versions import Versions, refused
 
 if TYPE_CHECKING:
     from perdure.stores.sqlite.connection import Database
 
 APPLICATION_ID: Final = 0x50455244  # "PERD"
-VERSION: Final = 1
 
 _TABLES: Final = """
 create table instance(
-    uid blob primary key not null, run integer not null, flow text not null, id text not null, state text not null,
-    owner text, waiting integer not null, due_at real, arguments blob not null, digest blob not null, parent blob,
+    uid blob primary key not null, run integer not null, flow text not null, id text not null, lane text not null,
+    state text not null, owner text, waiting integer not null, due_at real, arguments blob not null, digest blob not null, parent blob,
     outcome blob, reason text, version text not null, created_at real not null, ended_at real,
-    first blob, edit blob, edited_seq integer not null default -1, failed_seq integer
+    first blob, edit blob, edited_seq integer not null default -1, failed_seq integer,
+    term integer not null default 0
 ) strict;
 create unique index instance_id on instance(flow, id);
-create index instance_due on instance(flow, due_at) where owner is null and due_at is not null;
+create index instance_due on instance(lane, due_at) where owner is null and due_at is not null;
 create index instance_owner on instance(owner) where owner is not null;
 create index instance_parent on instance(parent) where parent is not null;
 create index instance_ended on instance(ended_at) where ended_at is not null;
@@ -64,11 +65,11 @@ create unique index early_mid on early(mid);
 create index early_id on early(flow, id);
 create unique index early_key on early(flow, id, key) where key is not null;
 
--- owner and flow are those of the instance ('' for nobody), so that a claim and an owner find theirs without a scan.
+-- owner and lane are those of the instance ('' for nobody), so that a claim and an owner find theirs without a scan.
 create table wakeup(
-    uid blob primary key not null, owner text not null, flow text not null, at real not null, cancel integer not null
+    uid blob primary key not null, owner text not null, lane text not null, at real not null, cancel integer not null
 ) strict, without rowid;
-create index wakeup_owner on wakeup(owner, flow, at);
+create index wakeup_owner on wakeup(owner, lane, at);
 create index wakeup_cancel on wakeup(owner, at) where cancel;
 
 -- Kept until the answer is taken, so that a finish that is repeated can tell its answers again.
@@ -82,7 +83,7 @@ create table exposed(
     uid blob not null, key text not null, value blob not null, primary key (uid, key)
 ) strict;
 
--- flows: the identity of the replica's code for each flow type, as a JSON object.
+-- flows: the identity of the replica's code for each lane that it serves, as a JSON object.
 create table fence(
     replica text primary key not null, epoch integer not null, alive integer not null, flows text not null
 ) strict, without rowid;
@@ -104,10 +105,18 @@ create index gone_edit on gone(edit) where edit is not null;
 create table checked(one integer primary key, at real not null) strict;
 """
 
-OWN: Final = frozenset(re.findall(r"^create (?:unique )?(?:table|index) (\w+)", _TABLES, re.MULTILINE))
+MIGRATIONS: Final = (_TABLES,)
+"""Each brings the tables from the version that is its place here to the next one. What was released stays as it is."""
+VERSION: Final = len(MIGRATIONS)
+OWN: Final = frozenset(re.findall(r"^create (?:unique )?(?:table|index) (\w+)", "".join(MIGRATIONS), re.MULTILINE))
 """The names of the store's tables and indexes."""
 
+BAR: Final = "update fence set alive = 0, epoch = epoch + 1 where alive"
+"""No replica that has joined commits anything from now on."""
+BUSY_MS: Final = 2000
 _CHECK_SECONDS: Final = 2.0
+_MIGRATION_MS: Final = 60_000
+"""So long one waits who finds another process at it."""
 
 
 def connect(path: str) -> Database:
@@ -122,7 +131,7 @@ def connect(path: str) -> Database:
         folder = os.path.dirname(path)
         why = "its directory does not exist; make it" if not os.path.isdir(folder) else "check its permissions"
         raise StoreUnavailable(f"the database file {path} cannot be opened: {why}") from error
-    db.set_busy_timeout(2000)
+    db.set_busy_timeout(BUSY_MS)
     if db.readonly("main"):
         db.close()
         raise StoreUnavailable(f"the database file {path} is read-only; give this process the right to write it")
@@ -140,26 +149,23 @@ def settle(db: Database) -> None:
     db.pragma("automatic_index", 0)
 
 
-def prepare(db: Database, path: str) -> None:
-    """The file is a whole Perdure store of this version, in WAL mode; made so if it was empty.
+def prepare(db: Database, path: str, *, migrate: bool = True) -> None:
+    """The file is a whole Perdure store of this version, in WAL mode; made so if it was empty or older, if that is wished.
 
     Raises:
-        NotOurs: it holds something else, or a newer version.
+        NotOurs: it holds something else, or another version.
         StoreCorrupt: it is damaged.
     """
     try:
-        db.execute("begin")  # one snapshot: another process may be making the file right now
-        try:
-            fresh = _fresh(db, path)
-        finally:
-            if db.in_transaction:
-                db.execute("rollback")
-        if not fresh:
+        found = found_in(db, path)
+        if not migrate and found < VERSION:
+            raise refused(path, Versions(found, VERSION))
+        if found:
             _check(db, path)
         _to_wal(db, path)
         settle(db)
-        if fresh:
-            _create(db, path)
+        if found < VERSION:
+            _migrate(db, path)
     except apsw.NotADBError as error:
         raise NotOurs(f"{path} is not a SQLite database; give another path") from error
     except apsw.CorruptError as error:
@@ -173,20 +179,39 @@ def prepare(db: Database, path: str) -> None:
         raise StoreUnavailable(f"the database file {path} is locked by another process") from error
 
 
-def _fresh(db: Database, path: str) -> bool:
-    """Whether the file is empty; refuses what is not ours."""
+def found_in(db: Database, path: str) -> int:
+    """The version of the tables; 0: the file is empty.
+
+    Raises:
+        NotOurs: it holds something else, or a newer version.
+    """
+    db.execute("begin")  # one snapshot: another process may be making the file right now
+    try:
+        return _found(db, path)
+    finally:
+        if db.in_transaction:
+            db.execute("rollback")
+
+
+def _found(db: Database, path: str) -> int:
     application, version = db.pragma("application_id"), db.pragma("user_version")
     if application == APPLICATION_ID:
-        if version > VERSION:
-            raise NotOurs(
-                f"{path} was written by a newer Perdure (store version {version}, known here: {VERSION}); "
-                "upgrade this one"
-            )
-        return False
+        return known(version, path)
     table: str | None = db.execute("select name from sqlite_schema limit 1").get
     if table is not None or application != 0:
         raise NotOurs(f"{path} holds another program's database (its first table: {table}); give a path of its own")
-    return True
+    return 0
+
+
+def known(version: int, path: str) -> int:
+    """The version, which is none that is newer than what is known here.
+
+    Raises:
+        NotOurs: it is.
+    """
+    if version > VERSION:
+        raise refused(path, Versions(version, VERSION))
+    return version
 
 
 def _check(db: Database, path: str) -> None:
@@ -217,15 +242,22 @@ def _to_wal(db: Database, path: str) -> None:
         raise StoreUnavailable(f"{path}: this file system cannot hold a SQLite database in WAL mode ({mode})")
 
 
-def _create(db: Database, path: str) -> None:
-    db.execute("begin immediate")
-    try:
-        if _fresh(db, path):
-            for statement in _TABLES.split(";\n"):
-                db.execute(statement)
-            db.pragma("application_id", APPLICATION_ID)
-            db.pragma("user_version", VERSION)
-        db.execute("commit")
-    except BaseException:
-        db.execute("rollback")
-        raise
+def _migrate(db: Database, path: str) -> None:
+    """What is missing is applied, one transaction for each version; those who come meanwhile wait."""
+    db.set_busy_timeout(_MIGRATION_MS)
+    for version, migration in enumerate(MIGRATIONS, 1):
+        db.execute("begin immediate")
+        try:
+            if _found(db, path) < version:
+                for statement in migration.split(";\n"):
+                    db.execute(statement)
+                if version > 1:
+                    db.execute(BAR)
+                db.pragma("application_id", APPLICATION_ID)
+                db.pragma("user_version", version)
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+    db.set_busy_timeout(BUSY_MS)

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _hex = bytes.fromhex
 
 BY_ID: Final = Bulk(
-    "select json_group_array(json_array(v.column1, hex(i.uid), i.flow, i.state, i.owner, i.run))"
+    "select json_group_array(json_array(v.column1, hex(i.uid), i.lane, i.state, i.owner, i.run))"
     " from (values {rows}) as v join instance i on i.flow = v.column2 and i.id = v.column3",
     3,
 )
 BY_UID: Final = Bulk(
-    "select json_group_array(json_array(v.column1, hex(i.uid), i.flow, i.state, i.owner, i.run))"
+    "select json_group_array(json_array(v.column1, hex(i.uid), i.lane, i.state, i.owner, i.run))"
     " from (values {rows}) as v join instance i on i.uid = v.column2",
     2,
 )
@@ -44,7 +44,7 @@ HAS_EARLY: Final = "select 1 from early where mid = ?"
 
 WAKE: Final = insert(
     "wakeup",
-    "uid,owner,flow,at,cancel",
+    "uid,owner,lane,at,cancel",
     "on conflict(uid) do update set owner = excluded.owner, cancel = max(cancel, excluded.cancel)",
 )
 WAKE_FREE: Final = keyed(
@@ -57,7 +57,7 @@ WAKE_IDLE: Final = keyed(
     " else not cancel end"
 )
 WAKE_UNSEEN: Final = Bulk(
-    "insert into wakeup(uid, owner, flow, at, cancel) select i.uid, '', i.flow, v.column2,"
+    "insert into wakeup(uid, owner, lane, at, cancel) select i.uid, '', i.lane, v.column2,"
     " exists (select 1 from inbox m where m.uid = i.uid and m.open = 1 and m.kind = 'cancel')"
     " from (values {rows}) as v join instance i on i.uid = v.column1"
     " where exists (select 1 from inbox m where m.uid = i.uid and m.open = 1"
@@ -196,7 +196,7 @@ def _seen_before(db: Database, sent: list[Sent], numbers: Iterable[int]) -> set[
 
 def _wake(db: Database, replica: str | None, sent: list[Sent], there: dict[int, Target], now: float) -> None:
     rows: dict[bytes, Row] = {}
-    for number, (_, hexed, flow, state, owner, _) in there.items():
+    for number, (_, hexed, lane, state, owner, _) in there.items():
         cancel = sent[number].message.kind == MessageKind.CANCEL
         if state in ENDED or (owner is not None and owner == replica):
             continue
@@ -204,7 +204,7 @@ def _wake(db: Database, replica: str | None, sent: list[Sent], there: dict[int, 
         if owner is not None or state == "suspended" or cancel:
             uid = _hex(hexed)
             cancel = cancel or (uid in rows and rows[uid][4] == 1)
-            rows[uid] = (uid, owner or "", flow, now, int(cancel))
+            rows[uid] = (uid, owner or "", lane, now, int(cancel))
     if rows:
         WAKE.run(db, [rows[uid] for uid in sorted(rows)])
 

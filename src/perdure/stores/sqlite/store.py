@@ -7,7 +7,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from perdure.errors import EngineClosed, ForkedEngine, LeaseLost, StoreUnavailable
+from perdure.errors import EngineClosed, ForkedEngine, LeaseLost, NotOurs, StoreUnavailable
 from perdure.stores.contract import BUDGET, Hung, Reaped
 from perdure.stores.folding import Folded
 from perdure.stores.leases import Lease
@@ -18,13 +18,17 @@ from perdure.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from typing import Any
 
     from perdure.model.records import Entry, Instance, Loaded, Message, State
     from perdure.model.tx import Tx
     from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
+    from perdure.stores.contract import Store
+    from perdure.stores.moving import Reading, Restore
     from perdure.stores.sqlite.connection import Database
+    from perdure.stores.versions import Versions
 
 _HUNG_WAIT_MS = 1000
 _FEW = 8
@@ -49,9 +53,11 @@ class SqliteStore:
     """
 
     transactions: bool = True
+    poll = 1.0
 
-    def __init__(self, path: str | Path, system: System | None = None) -> None:
+    def __init__(self, path: str | Path, system: System | None = None, *, migrate: bool = True) -> None:
         self.path: str = os.path.abspath(path)
+        self._migrate = migrate
         self.system = system or System()
         self._pid = os.getpid()
         self._folder = self.path + "-replicas"
@@ -67,7 +73,7 @@ class SqliteStore:
         if self._writer is not None:
             return
         forks.refuse_inherited(self.path)
-        writer = Writer(self.path, Turnstile(self._folder), self.system.clock, self._tell)
+        writer = Writer(self.path, Turnstile(self._folder), self.system.clock, self._tell, migrate=self._migrate)
         try:
             await writer.start()
             with mapped(self.path):
@@ -162,7 +168,12 @@ class SqliteStore:
         writer = self._open_writer()
         fold = Folded(batch.writes)  # here, because beside a busy loop the thread would wait for the GIL to do it
         write = writer.write_quickly if len(batch.writes) <= _FEW else writer.write
-        answers = await write(lambda db: writing.write(db, batch, fold))
+        try:
+            answers = await write(lambda db: writing.write(db, batch, fold))
+        except NotOurs as newer:
+            if batch.replica is None:
+                raise
+            raise LeaseLost(f"replica {batch.replica} was barred: {newer}") from newer
         self._changed()
         return answers
 
@@ -224,8 +235,9 @@ class SqliteStore:
         """See Store; takes the write lock only if there is something to claim."""
         writer, db = self._open_writer(), self._reader()
         with mapped(self.path):
-            pins = owning.pinned(db, replica, flows)
-            rows = owning.candidates(db, pins, now, limit, thorough)
+            others = owning.others(db, replica)
+            pins = owning.pinned(others, flows)
+            rows = owning.candidates(db, pins, owning.elsewhere(others, flows), now, limit, thorough)
             if not rows:
                 writing.fenced(db, replica, epoch)
         if rows:
@@ -317,6 +329,40 @@ class SqliteStore:
         writer.look_again()
         text = "insert into checked(one, at) values (1, ?) on conflict(one) do update set at = excluded.at"
         await writer.write(lambda db: db.execute(text, (now,)).fetchall())
+
+    # -- apart from running: see perdure.stores.versions and perdure.stores.moving
+
+    async def versions(self) -> Versions:
+        """See Migrating."""
+        from perdure.stores.sqlite import readonly
+
+        return readonly.versions(self.path)
+
+    async def migrate(self) -> Versions:
+        """See Migrating."""
+        found = await self.versions()
+        made = SqliteStore(self.path, self.system)
+        await made.open()
+        await made.close()
+        return found
+
+    def read_only(self) -> Store:
+        """The same file, to be opened for reading alone."""
+        from perdure.stores.sqlite.readonly import ReadOnlySqliteStore
+
+        return ReadOnlySqliteStore(self.path, self.system)
+
+    def dump(self) -> AbstractAsyncContextManager[Reading]:
+        """See Moving."""
+        from perdure.stores.sqlite import moving
+
+        return moving.dump(self.path)
+
+    def restore(self) -> AbstractAsyncContextManager[Restore]:
+        """See Moving."""
+        from perdure.stores.sqlite import moving
+
+        return moving.restore(self.path)
 
     # -- inside
 

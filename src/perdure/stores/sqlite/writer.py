@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -21,6 +22,7 @@ from perdure.errors import (
 )
 from perdure.stores.sqlite import schema
 from perdure.stores.sqlite.replicas import Turnstile, write_lock_holder
+from perdure.stores.sqlite.schema import BUSY_MS
 from perdure.threads import settle
 
 if TYPE_CHECKING:
@@ -30,14 +32,17 @@ if TYPE_CHECKING:
     from perdure.clock import Clock
     from perdure.stores.sqlite.connection import Database
 
+logger = logging.getLogger("perdure")
+
 T = TypeVar("T")
 Job = tuple["Callable[[Any], Any]", "AbstractEventLoop", "Future[Any]"]
 
 IDLE_S: Final = 0.02
 PRESENCE_S: Final = 1.0
-BUSY_MS: Final = 2000
 CHECKPOINT_PAGES: Final = 1000
 """4 MB of log, moved to the database after a commit has been answered, not in it."""
+LARGE_LOG_PAGES: Final = 25_000
+"""100 MB: a log that cannot be emptied is warned of when it is so large, and again when it is twice as large."""
 QUICK_S: Final = 0.003
 SLOW_PAUSE_S: Final = 1.0
 """After a commit on the event loop that took longer than this, commits go through the thread for so long."""
@@ -70,8 +75,11 @@ def mapped(path: str) -> Generator[None]:
 class Writer:
     """A thread with the only connection that writes. Jobs are done in the order given, each on its own."""
 
-    def __init__(self, path: str, turnstile: Turnstile, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, path: str, turnstile: Turnstile, clock: Clock, changed: Callable[[], None], *, migrate: bool = True
+    ) -> None:
         self._path = path
+        self._migrate = migrate
         self._turnstile = turnstile
         self._clock = clock
         self._changed = changed
@@ -83,6 +91,7 @@ class Writer:
         self._gone: StoreUnavailable | None = None
         self._data_version = 0
         self._log_pages = 0
+        self._large = LARGE_LOG_PAGES
         self._using = threading.Lock()
         """Held by whoever uses the connection."""
         self._slow_until = 0.0
@@ -155,6 +164,7 @@ class Writer:
     def _finish(self, db: Database, work: Callable[[Database], T]) -> T:
         """The work is done and committed in the transaction that was begun, or that is rolled back."""
         try:
+            schema.known(db.execute("pragma user_version").get, self._path)  # another process may have migrated it
             result = work(db)
             self._commit(db)
         except BaseException:
@@ -220,7 +230,7 @@ class Writer:
     def _open(self, _: Database | None) -> None:
         db = schema.connect(self._path)
         try:
-            schema.prepare(db, self._path)
+            schema.prepare(db, self._path, migrate=self._migrate)
             db.set_wal_hook(self._logged)
             db.execute("select count(*) from sqlite_schema").fetchall()
             self._data_version = db.pragma("data_version")
@@ -324,9 +334,15 @@ class Writer:
             return
         self._log_pages = 0
         try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            pages, emptied = self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error:
-            pass  # the log only grows; the next commit says what is wrong
+            return  # the log only grows; the next commit says what is wrong
+        if pages >= self._large and emptied < pages:
+            self._large = 2 * pages
+            logger.warning(
+                "the log %s-wal has grown to %.0f MB and cannot be emptied: a transaction that only reads has been open "
+                "for long, here or in another process; end it", self._path, pages * 4096 / 1e6,
+            )  # fmt: skip
 
 
 def _extended(fd: int, size: int, wanted: int) -> bool:

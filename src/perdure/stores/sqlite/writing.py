@@ -235,7 +235,7 @@ def _create(db: Database, batch: Batch, fold: Folded, said: list[Answer]) -> Non
         if not c.owned:
             state, owner, due_at = "scheduled", None, c.at if c.due_at is None else c.due_at
         rows.append(
-            (c.uid, 0, c.flow, c.id, state, owner, 0, due_at, c.arguments, c.digest, c.parent, None, None, c.version,
+            (c.uid, 0, c.flow, c.id, c.lane, state, owner, 0, due_at, c.arguments, c.digest, c.parent, None, None, c.version,
              c.at, None)
         )  # fmt: skip
     nothing = Created()

@@ -78,7 +78,7 @@ def entry(of: int, seq: int, outcome: bytes = b"1", *, run: int = 0, kind: str =
 
 
 def create(  # noqa: PLR0913  what a creation may say
-    number: int, id: str | None = None, *, flow: str = "f", owned: bool = True, due_at: float | None = None,
+    number: int, id: str | None = None, *, flow: str = "f", lane: str | None = None, owned: bool = True, due_at: float | None = None,
     parent: int | None = None, arguments: bytes = b"[]", at: float = 1.0, version: str = "v1",
     initial: tuple[Entry, ...] = (), inbox: tuple[Message, ...] = (),
 ) -> Create:  # fmt: skip
@@ -86,6 +86,7 @@ def create(  # noqa: PLR0913  what a creation may say
         uid=uid(number),
         flow=flow,
         id=f"i{number}" if id is None else id,
+        lane=flow if lane is None else lane,
         arguments=arguments,
         digest=b"d:" + arguments,
         parent=None if parent is None else uid(parent),
@@ -122,8 +123,8 @@ def pending(of: int, key: str = "1", attempt: int = 1, *, run: int = 0) -> Pendi
 
 
 def finish(of: int, state: State = State.SUCCEEDED, outcome: bytes | None = b"done", *, at: float = 9.0,
-           children: bool = False, failed_seq: int | None = None) -> Finish:  # fmt: skip
-    return Finish(uid(of), state, outcome, at, children, failed_seq)
+           children: bool = False, failed_seq: int | None = None, term: int = 0) -> Finish:  # fmt: skip
+    return Finish(uid(of), term, state, outcome, at, children, failed_seq)
 
 
 def again(of: int, run: int = 1, *, arguments: bytes = b"[2]", children: bool = False, at: float = 2.0) -> Continue:
@@ -133,11 +134,11 @@ def again(of: int, run: int = 1, *, arguments: bytes = b"[2]", children: bool = 
 
 
 def suspend(of: int, *, due_at: float | None = None, seen: tuple[bytes, ...] = (), to: str | None = None) -> Release:
-    return Release(uid(of), State.SUSPENDED, due_at, seen, to=to)
+    return Release(uid(of), 0, State.SUSPENDED, due_at, seen, to=to)
 
 
 def block(of: int, version: str = "v1", process: str = "p1", *, to: str | None = None) -> Release:
-    return Release(uid(of), State.BLOCKED, None, reason="why", version=version, process=process, to=to)
+    return Release(uid(of), 0, State.BLOCKED, None, reason="why", version=version, process=process, to=to)
 
 
 def watch(asker: int, target: int, key: str = "1", *, digest: bytes | None = None, run: int = 0) -> Watch:

@@ -11,8 +11,8 @@ import pytest
 from perdure.testing.conformance.plugin import kit as kit
 
 ORDER = (
-    "commit", "keeping", "paging", "messages", "owning", "membership", "versions", "handover", "lives", "edit", "races", "transact",
-    "agreement", "engine",
+    "commit", "keeping", "paging", "messages", "owning", "membership", "versions", "lanes", "handover", "lives", "edit", "races",
+    "transact", "agreement", "engine",
 )  # fmt: skip
 MODULES = [f"perdure.testing.conformance.test_{name}" for name in ORDER]
 

@@ -118,7 +118,7 @@ def write(chance: random.Random) -> Write:
         case 13:
             seen = tuple(some_mid(chance, anyone) for _ in range(chance.randrange(3)))
             return Release(
-                uid(anyone), chance.choice(OPEN), due_at, seen, "why", chance.choice(["", "v1", "v2"]),
+                uid(anyone), 0, chance.choice(OPEN), due_at, seen, "why", chance.choice(["", "v1", "v2"]),
                 chance.choice(["p1", "p2"]), chance.choice([None, None, "a", "b", "c"]),
             )  # fmt: skip
         case 14:

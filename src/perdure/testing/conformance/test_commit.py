@@ -160,8 +160,8 @@ async def test_release_leaves_the_instance_to_nobody(kit: Kit) -> None:
     await kit.commit(create(1), create(2), create(3))
     await kit.commit(
         suspend(1),
-        Release(uid(2), State.SCHEDULED, None),
-        Release(uid(3), State.BLOCKED, None, reason="why", version="v2"),
+        Release(uid(2), 0, State.SCHEDULED, None),
+        Release(uid(3), 0, State.BLOCKED, None, reason="why", version="v2"),
     )
     rows = [await kit.row(n) for n in (1, 2, 3)]
     assert [(r.state, r.owner, r.due_at) for r in rows] == [
@@ -196,7 +196,7 @@ async def test_an_image_of_an_instance_owned_by_another_is_answered_and_the_rest
 async def test_an_ended_instance_cannot_end_again(kit: Kit) -> None:
     await kit.commit(create(1))
     await kit.commit(finish(1, State.SUCCEEDED, b"first"))
-    assert await kit.one(type(finish(1))(uid(1), State.FAILED, b"second", 10.0, False)) == NotOwned(uid(1))
+    assert await kit.one(finish(1, State.FAILED, b"second", at=10.0)) == NotOwned(uid(1))
     assert (await kit.row(1)).outcome == b"first"
 
 
@@ -228,7 +228,7 @@ async def test_a_batch_sent_again_changes_nothing_and_gives_the_same_answers(kit
         Expose(uid(1), "k", b"v"), finish(1, children=True), suspend(3, due_at=5.0, seen=(message(2).mid,)),
         Update(uid(4), True, 6.0), watch(5, 3, "q"), watch(5, 1, "r"), watch(5, 99, "s"),
         send(3, 11, key="k"), send(20, 12), send(77, 13, key="k"), send(4, 14, kind="cancel"), finish(6),
-        Release(uid(7), State.BLOCKED, None, reason="r"),
+        Release(uid(7), 0, State.BLOCKED, None, reason="r"),
     ]  # fmt: skip
     first = await kit.commit(*batch)
     everything = await kit.store.load([uid(n) for n in range(25)])
@@ -280,9 +280,6 @@ async def test_find_pages_by_uid(kit: Kit) -> None:
     assert await found(states=[]) == []
 
 
-plain_tests(globals())
-
-
 async def test_results_are_of_what_goes_on_no_more(kit: Kit) -> None:
     states = [State.SUCCEEDED, State.FAILED, State.CANCELLED]
     await kit.commit(*(create(n) for n in range(1, 7)), create(7, owned=False), suspend(4), block(5))
@@ -293,3 +290,6 @@ async def test_results_are_of_what_goes_on_no_more(kit: Kit) -> None:
     assert await kit.store.results([]) == {}
     many = [uid(n) for n in range(1, 1200)]
     assert set(await kit.store.results(many)) == {one for one in many if one not in (uid(4), uid(6), uid(7))}
+
+
+plain_tests(globals())

@@ -47,7 +47,7 @@ async def test_an_edit_replaces_the_row_and_leaves_the_instance_to_nobody(kit: K
 
 
 async def test_the_row_waits_exactly_if_it_is_suspended(kit: Kit) -> None:
-    await kit.commit(create(1), create(2), suspend(1), Release(uid(2), State.SCHEDULED, 5.0))
+    await kit.commit(create(1), create(2), suspend(1), Release(uid(2), 0, State.SCHEDULED, 5.0))
     await kit.edited(1, change=RESTARTED)
     await kit.edited(2, change={"state": State.SUSPENDED, "due_at": None})
     assert [(await kit.row(n)).waiting for n in (1, 2)] == [False, True]
@@ -343,7 +343,7 @@ async def test_a_deletion_leaves_nothing_of_the_instance(kit: Kit) -> None:
         create(1, initial=(entry(1, -1),)), create(2), entry(1, 1), pending(1), send(1, 1, key="k"), send(1, 2),
         Expose(uid(1), "k", b"v"), watch(1, 2),
     )  # fmt: skip
-    await kit.commit(Take(uid(1), mids(1)[0]), Release(uid(1), State.SUSPENDED, 5.0))
+    await kit.commit(Take(uid(1), mids(1)[0]), Release(uid(1), 0, State.SUSPENDED, 5.0))
     await kit.commit(send(1, 3), by=None)
     assert await kit.edited(1, delete=True) == Edited()
     assert await kit.store.instance("f", "i1") is None

@@ -56,7 +56,7 @@ async def test_a_request_ends_with_the_ownership_and_wakes_nobody(kit: Kit) -> N
     assert await kit.claimed("b", thorough=True) == []
 
 
-@pytest.mark.parametrize("release", [suspend(1), Release(uid(1), State.SCHEDULED, 9e12), block(1)])
+@pytest.mark.parametrize("release", [suspend(1), Release(uid(1), 0, State.SCHEDULED, 9e12), block(1)])
 async def test_a_call_to_hand_over_is_no_cause_to_go_on(kit: Kit, release: Release) -> None:
     await kit.commit(create(1), send(1, 2))
     await kit.commit(evict(1, 1, "b"), by=None)  # and the owner does not look
@@ -84,7 +84,7 @@ async def test_an_instance_is_handed_to_a_live_replica_as_it_is(kit: Kit) -> Non
     await kit.join("b")
     await kit.commit(create(1), create(2), create(3), send(1, 1))
     await kit.commit(
-        suspend(1, due_at=5.0, to="b"), Release(uid(2), State.SCHEDULED, 6.0, to="b"), block(3, "v9", to="b")
+        suspend(1, due_at=5.0, to="b"), Release(uid(2), 0, State.SCHEDULED, 6.0, to="b"), block(3, "v9", to="b")
     )
     rows = [await kit.row(n) for n in (1, 2, 3)]
     assert [(r.owner, r.state, r.waiting, r.due_at, r.reason, r.version) for r in rows] == [
@@ -181,7 +181,7 @@ async def test_what_the_dead_replica_did_not_run_stays_as_it_is(kit: Kit) -> Non
     await kit.join("c")
     await kit.commit(*(create(n) for n in range(1, 7)), by="c")
     await kit.commit(
-        suspend(2, due_at=now + 99, to="a"), Release(uid(3), State.SCHEDULED, now + 98, to="a"), block(4, to="a"),
+        suspend(2, due_at=now + 99, to="a"), Release(uid(3), 0, State.SCHEDULED, now + 98, to="a"), block(4, to="a"),
         suspend(5, to="a"), block(6, to="a"), by="c",
     )  # fmt: skip
     await kit.commit(send(5, 5), send(6, 6, kind="cancel"), by="c")

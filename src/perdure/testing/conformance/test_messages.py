@@ -352,7 +352,7 @@ async def test_a_cancel_request_reaches_what_messages_do_not_wake(kit: Kit) -> N
     await kit.commit(
         create(1, owned=False, due_at=later), create(2), create(3, flow="unknown", owned=False, due_at=later)
     )
-    await kit.commit(Release(uid(2), State.BLOCKED, None, reason="r"))
+    await kit.commit(Release(uid(2), 0, State.BLOCKED, None, reason="r"))
     await kit.commit(send(1, 1), send(2, 2), by=None)
     assert await kit.claimed() == []
     await kit.commit(
@@ -366,7 +366,9 @@ async def test_a_cancel_request_reaches_what_messages_do_not_wake(kit: Kit) -> N
 
 async def test_a_cancel_request_that_a_blocking_release_has_not_seen_wakes(kit: Kit) -> None:
     await kit.commit(create(1), create(2), send(1, 1, kind="cancel"), send(2, 2))
-    await kit.commit(Release(uid(1), State.BLOCKED, None, reason="r"), Release(uid(2), State.BLOCKED, None, reason="r"))
+    await kit.commit(
+        Release(uid(1), 0, State.BLOCKED, None, reason="r"), Release(uid(2), 0, State.BLOCKED, None, reason="r")
+    )
     assert await kit.claimed() == [1]
 
 

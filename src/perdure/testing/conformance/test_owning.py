@@ -69,7 +69,7 @@ async def test_only_the_given_flow_types_are_claimed(kit: Kit) -> None:
 @pytest.mark.parametrize("state", [State.BLOCKED, State.SUSPENDED])
 async def test_what_has_no_cause_to_go_on_is_not_claimed(kit: Kit, state: State) -> None:
     await kit.commit(create(1), create(2), create(3))
-    await kit.commit(Release(uid(1), state, None), finish(2))
+    await kit.commit(Release(uid(1), 0, state, None), finish(2))
     assert await kit.claimed(thorough=True) == []
 
 
@@ -105,10 +105,25 @@ async def test_a_thorough_claim_finds_messages_without_a_wakeup_row(kit: Kit) ->
 async def test_who_lost_an_instance_to_nobody_can_write_its_row_no_more(kit: Kit) -> None:
     await kit.join("b")
     await kit.commit(create(1))
-    await kit.commit(Release(uid(1), State.SCHEDULED, None))
+    await kit.commit(Release(uid(1), 0, State.SCHEDULED, None))
     assert await kit.claimed("b") == [1]
     assert await kit.commit(Update(uid(1), True, None), suspend(1)) == [None, NotOwned(uid(1))]
     assert (await kit.row(1)).owner == "b"
+
+
+async def test_every_claim_begins_another_term(kit: Kit) -> None:
+    await kit.commit(create(1), create(2, owned=False), create(3))
+    assert [(await kit.row(n)).term for n in (1, 2, 3)] == [0, 0, 0]
+    await kit.commit(suspend(1, due_at=kit.clock.now), block(3))
+    assert (await kit.row(1)).term == 0
+    assert sorted(await kit.claimed()) == [1, 2]
+    assert await kit.tried("v2") == [3]
+    assert [(await kit.row(n)).term for n in (1, 2, 3)] == [1, 1, 1]
+    await kit.commit(suspend(1, due_at=kit.clock.now))
+    edited = await kit.staged(2, change={"state": State.SCHEDULED, "due_at": 9e12})
+    assert await kit.claimed() == [1]
+    await kit.edit(edited, "a")
+    assert [(await kit.row(n)).term for n in (1, 2, 3)] == [2, 1, 1]
 
 
 plain_tests(globals())

@@ -116,7 +116,7 @@ async def test_a_release_says_which_code_ran_it(kit: Kit) -> None:
     await kit.join("new", "v2")
     await kit.commit(create(1), create(2))
     await kit.commit(
-        Release(uid(1), State.SCHEDULED, 1.0, version="v2"), Release(uid(2), State.SCHEDULED, 1.0, version="")
+        Release(uid(1), 0, State.SCHEDULED, 1.0, version="v2"), Release(uid(2), 0, State.SCHEDULED, 1.0, version="")
     )
     assert [(await kit.row(n)).version for n in (1, 2)] == ["v2", "v1"]
     assert await kit.claimed("old", version="v1") == [2]
@@ -164,7 +164,7 @@ async def test_the_identities_of_all_live_replicas_count(kit: Kit) -> None:
 
 async def test_a_claim_says_which_code_runs_it_from_now_on(kit: Kit) -> None:
     await kit.commit(due(1, ""), due(2, "v1"), create(3), create(4), create(5), create(6, flow="g"))
-    await kit.commit(suspend(3), suspend(4), block(5), Release(uid(6), State.SUSPENDED, None))
+    await kit.commit(suspend(3), suspend(4), block(5), Release(uid(6), 0, State.SUSPENDED, None))
     await kit.commit(
         send(3, 1), send(4, 2), send(5, 3, kind="cancel"), Send("g", "i6", message(4, kind="cancel")), by=None
     )
@@ -230,7 +230,7 @@ async def test_a_claimed_blocked_instance_is_the_replicas_and_given_as_it_was(ki
         "a", kit.epochs["a"], flows={"f": "v2"}, process="p1", after=b"", limit=10
     )
     assert (rows, last) == ([before], b"")
-    after = replace(before, state=State.RUNNING, owner="a", waiting=False, due_at=None, version="v2")
+    after = replace(before, state=State.RUNNING, owner="a", waiting=False, due_at=None, version="v2", term=1)
     assert await kit.row(1) == after
     assert await kit.wakeups() == []
     assert await kit.claimed() == []
@@ -278,7 +278,7 @@ async def test_a_blocking_release_sent_again_is_one_try(kit: Kit) -> None:
 
 
 async def test_other_releases_are_no_tries(kit: Kit) -> None:
-    await kit.commit(create(1), Release(uid(1), State.SCHEDULED, 1.0, version="v1", process="p1"))
+    await kit.commit(create(1), Release(uid(1), 0, State.SCHEDULED, 1.0, version="v1", process="p1"))
     assert await kit.claimed() == [1]
     await kit.commit(block(1, "v2", "p1"))
     assert await kit.tried("v1", "p1") == [1]
