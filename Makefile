@@ -54,7 +54,7 @@ fmt: $(VENV)/.dev ## format the code and mend what can be mended
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(VENV)/.run ## measure, and compare with the targets and the peers
+bench: $(VENV)/.dev ## measure, and compare with the targets and the peers
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## remove the environments and caches

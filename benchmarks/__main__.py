@@ -17,9 +17,9 @@ from typing import NoReturn
 
 from benchmarks import bloat, peers, profiling, report
 from benchmarks.measuring import Figures
-from benchmarks.metrics import FILE, SERVER, Plan, Suite
+from benchmarks.metrics import FILE, MYSQL, SERVER, Plan, Suite
 from benchmarks.runner import PERDURE, Surroundings, WorkFailed, attempt, measure, measure_limits, warm_up
-from benchmarks.stores import Files, Schemas
+from benchmarks.stores import Files, Server, is_mysql
 
 
 def stop(*_: object) -> NoReturn:
@@ -28,8 +28,8 @@ def stop(*_: object) -> NoReturn:
 
 
 @contextmanager
-def place(options: argparse.Namespace) -> Generator[tuple[Surroundings, Path | Schemas], None, None]:
-    """Where this run keeps all it makes, which is gone afterwards: files in a directory, or schemas of a server too.
+def place(options: argparse.Namespace) -> Generator[tuple[Surroundings, Path | Server], None, None]:
+    """Where this run keeps all it makes, which is gone afterwards: files in a directory, or stores on a server too.
 
     The directory is in the one given, or here (the system's may be in memory).
     """
@@ -39,8 +39,8 @@ def place(options: argparse.Namespace) -> Generator[tuple[Surroundings, Path | S
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=given or Path.cwd()) as path:
         caches = Path(path).resolve() / "compiled"
         if options.url:
-            with Schemas(options.url) as schemas:
-                yield Surroundings(schemas, caches), schemas
+            with Server(options.url) as server:
+                yield Surroundings(server, caches), server
         else:
             parent = Path(path).resolve()
             yield Surroundings(Files(parent), caches), parent
@@ -102,7 +102,9 @@ def one_repetition(
 
 def suite_of(options: argparse.Namespace) -> Suite:
     """What is measured on the store that the options name."""
-    return SERVER if options.url else FILE
+    if not options.url:
+        return FILE
+    return MYSQL if is_mysql(options.url) else SERVER
 
 
 def chosen(options: argparse.Namespace) -> list[Plan]:
@@ -128,6 +130,9 @@ def scaled(plan: Plan, scale: float) -> Plan:
 def peer_python(options: argparse.Namespace, results: report.Results, around: Surroundings) -> Path | None:
     """The interpreter that has the peer, which works; None if it is not wanted or not to be had."""
     if not options.peers:
+        return None
+    if options.url and is_mysql(options.url):
+        results.peer_missing = "it has no store on MariaDB or MySQL"
         return None
     try:
         found = options.dbos_python or peers.python()
@@ -177,8 +182,11 @@ def profile(options: argparse.Namespace) -> int:
 
 def grow(options: argparse.Namespace) -> int:
     """The sizes of the tables are on standard output, sample by sample."""
+    if is_mysql(options.url):
+        say("bloat asks PostgreSQL's statistics; give a postgresql:// URL")
+        return 2
     with place(options) as (around, where):
-        assert isinstance(where, Schemas)
+        assert isinstance(where, Server)
         print(report.on_server(where)[0], flush=True)
         bloat.watch(around, where, options.minutes, options.every, options.rate)
     return 0
@@ -187,7 +195,7 @@ def grow(options: argparse.Namespace) -> int:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", help="a server's database, postgresql://user@host/database; otherwise SQLite files")
+    parser.add_argument("--url", help="a server's database, postgresql://... or mysql://...; otherwise SQLite files")
     parser.add_argument("--only", help="workloads, for example w1,w6; otherwise all")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of w10 on a server: 0.01 fills in a hundredth")
@@ -205,7 +213,7 @@ def arguments() -> argparse.ArgumentParser:
     one.add_argument("--url")
     one.set_defaults(run=profile)
     two = commands.add_parser("bloat", help="how the tables of a server grow under a steady load")
-    two.add_argument("--url", required=True)
+    two.add_argument("--url", required=True, help="postgresql://...")
     two.add_argument("--minutes", type=float, default=60.0)
     two.add_argument("--every", type=float, default=60.0, help="seconds between two samples")
     two.add_argument("--rate", type=int, default=50, help="flows started a second")
@@ -218,6 +226,9 @@ def main() -> int:
     options = arguments().parse_args()
     try:
         return int(options.run(options))
+    except WorkFailed as problem:
+        say(f"FAILED {problem}")
+        return 1
     except KeyboardInterrupt:
         say("interrupted")
         return 130

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.runner import PERDURE, ROOT, Surroundings, WorkFailed
-from benchmarks.stores import Schemas, connect, schema_of
+from benchmarks.stores import Server, connect, schema_of
 
 HOT = ("instance", "place", "entry", "pending", "inbox", "early", "wakeup", "watch", "fence", "lease")
 STATE = """
@@ -92,15 +92,15 @@ def growth(samples: list[Sample]) -> list[str]:
     return said
 
 
-def watch(around: Surroundings, schemas: Schemas, minutes: float, every: float, rate: int) -> None:
+def watch(around: Surroundings, server: Server, minutes: float, every: float, rate: int) -> None:
     """The load has run for so long, and each sample has been printed; then how the tables grew in the second half.
 
     Raises:
         WorkFailed: a replica or the client ended.
     """
-    if schemas.facts["autovacuum"] == "off":
+    if server.facts.settings["autovacuum"] == "off":
         print("WARNING: autovacuum is off; dead rows are removed only where a page is read again, indexes only grow.")
-    with schemas.fresh() as store, running(around, store, rate) as processes:
+    with server.fresh() as store, running(around, store, rate) as processes:
         begin = time.monotonic()
         samples: list[Sample] = []
         print(f"{rate} flows/s of 2 steps, a message, a timer and a retry, by 2 replicas\n{HEAD}", flush=True)

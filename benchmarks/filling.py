@@ -14,8 +14,12 @@ from benchmarks.stores import connect, schema_of, with_schema
 from perdure import Engine
 
 CHUNK = 500_000
-ROUNDS = 5
+ROUNDS = 10
+FLOWS_A_ROUND = 500
+FLOWS_ALONE = 20
 SUSPENDED = 10  # one for so many that have ended
+Times = tuple[list[float], list[float]]
+"""Seconds on the empty tables, and on the filled ones."""
 TAIL = "'\\x0123456789abcdef'::bytea"
 
 
@@ -27,24 +31,27 @@ async def size(url: str, count: int) -> Figures:
         filled = await fill(db, url, count)
     finally:
         await db.close()
-    many_s: dict[str, list[float]] = {}
-    alone_s: dict[str, list[float]] = {}
     empty = with_schema(url, f"{schema}_empty")
+    many_s: Times = ([], [])
+    alone_s: Times = ([], [])
     async with Engine(empty, flows=FLOWS) as small, Engine(url, flows=FLOWS) as large:
+        engines = (small, large)
         for number in range(ROUNDS + 1):
-            for name, engine in (("small", small), ("large", large)):
+            for which in (0, 1) if number % 2 else (1, 0):  # neither is always the one that comes first
                 begin = time.perf_counter()
-                await many(engine, f"w10-{number}", 500)
-                took = time.perf_counter() - begin
-                alone = await one_at_a_time(engine, f"w10-alone-{number}", ten, 10, 30)
-                if number:  # the first round warms up
-                    many_s.setdefault(name, []).append(took)
-                    alone_s.setdefault(name, []).append(statistics.median(alone))
+                await many(engines[which], [f"{n}-w10-{number}" for n in range(FLOWS_A_ROUND)])  # among all the others
+                many_s[which].append(time.perf_counter() - begin)
+            for n in range(FLOWS_ALONE):  # in turn: the disk's pace changes within seconds
+                for which in (0, 1) if n % 2 else (1, 0):
+                    took = await one_at_a_time(engines[which], ten, 10, [f"{n}-w10-alone-{number}"])
+                    alone_s[which].extend(took)
+    return filled | {"many_x": against(many_s, 1), "alone_x": against(alone_s, FLOWS_ALONE)}
 
-    def against(times: dict[str, list[float]]) -> float:
-        return statistics.median(times["large"]) / statistics.median(times["small"])
 
-    return filled | {"many_x": against(many_s), "alone_x": against(alone_s)}
+def against(times: Times, skipped: int) -> float:
+    """The median on the filled tables by that on the empty ones; the first, which warm up, do not count."""
+    small, large = (statistics.median(each[skipped:]) for each in times)
+    return large / small
 
 
 async def fill(db: Any, url: str, count: int) -> Figures:

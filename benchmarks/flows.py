@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from perdure import Engine, FlowFunction, Retry, current, delay, flow, receive, step
@@ -134,20 +135,20 @@ async def until_waiting(count: int) -> None:
     await asyncio.sleep(0.005)
 
 
-async def many(engine: Engine, prefix: str, count: int) -> None:
-    """So many flows of ten steps have run side by side."""
-    got = await asyncio.gather(*[engine.run(ten, 0, id=f"{prefix}-{n}") for n in range(count)])
-    assert got == [10] * count
+async def many(engine: Engine, ids: Sequence[str]) -> None:
+    """Flows of ten steps with these ids have run side by side."""
+    got = await asyncio.gather(*[engine.run(ten, 0, id=id) for id in ids])
+    assert got == [10] * len(ids)
 
 
 async def one_at_a_time(
-    engine: Engine, prefix: str, work: FlowFunction[[int], int], expected: int, count: int
+    engine: Engine, work: FlowFunction[[int], int], expected: int, ids: Sequence[str]
 ) -> list[float]:
-    """The seconds that each of so many flows took, one after the other."""
+    """The seconds that each flow with one of these ids took, one after the other."""
     took: list[float] = []
-    for n in range(count):
+    for id in ids:
         begin = time.perf_counter()
-        got = await engine.run(work, 0, id=f"{prefix}-{n}")
+        got = await engine.run(work, 0, id=id)
         took.append(time.perf_counter() - begin)
         assert got == expected
     return took

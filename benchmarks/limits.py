@@ -14,10 +14,12 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import apsw
 
 from benchmarks.measuring import end_with_parent
+from benchmarks.stores import connect, is_mysql, mysql, schema_of
 
 ROWS_PER_BATCH = 100
 ROWS_PER_INSERT = 1_000  # what a thousand flows, a step each, give to a server
@@ -105,8 +107,11 @@ def flushes(directory: Path, seconds: float) -> dict[str, float]:
     return {"fdatasync_per_s": len(took) / sum(took), "fdatasync_p50_ms": statistics.median(took) * 1e3}
 
 
-TYPES = ("bytea", "bigint", "bigint", "text", "text", "text", "bytea", "bytea", "bytea", "bigint", "bigint", "bigint")
-NAMES = ("uid", "run", "seq", "key", "kind", "name", "arguments", "digest", "outcome", "attempts", "started_at", "at")
+COLUMNS = (
+    ("uid", "bytea"), ("run", "bigint"), ("seq", "bigint"), ("key", "text"), ("kind", "text"), ("name", "text"),
+    ("arguments", "bytea"), ("digest", "bytea"), ("outcome", "bytea"), ("attempts", "bigint"),
+    ("started_at", "bigint"), ("at", "bigint"),
+)  # fmt: skip
 
 
 async def repeat_async(seconds: float, work: Callable[[int], Awaitable[Any]]) -> list[float]:
@@ -123,16 +128,14 @@ async def repeat_async(seconds: float, work: Callable[[int], Awaitable[Any]]) ->
 
 async def postgres(url: str, seconds: float) -> dict[str, float]:
     """Round trips, single-row commits and inserts of many rows, on one connection, each row in the same table."""
-    from benchmarks.stores import connect, schema_of
-
     table = f'"{schema_of(url)}".entry'
     db = await connect(url)
     try:
         await db.execute(f'create schema "{schema_of(url)}"')
-        columns = ", ".join(f"{name} {kind}" for name, kind in zip(NAMES, TYPES, strict=True))
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS)
         await db.execute(f"create table {table}({columns}, primary key (uid, run, seq))")
-        places = ", ".join(f"${n}" for n in range(1, len(TYPES) + 1))
-        arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(TYPES, 1))
+        places = ", ".join(f"${n}" for n in range(1, len(COLUMNS) + 1))
+        arrays = ", ".join(f"${n}::{kind}[]" for n, (_, kind) in enumerate(COLUMNS, 1))
         single = await db.prepare(f"insert into {table} values ({places})")
         batch = await db.prepare(f"insert into {table} select * from unnest({arrays})")
         trip = await db.prepare("select 1")
@@ -141,11 +144,37 @@ async def postgres(url: str, seconds: float) -> dict[str, float]:
             base = 10_000_000 + n * ROWS_PER_INSERT
             await batch.fetch(*map(list, zip(*(row(base + i) for i in range(ROWS_PER_INSERT)), strict=True)))
 
-        trips = await repeat_async(seconds / 2, lambda n: trip.fetch())
-        singles = await repeat_async(seconds, lambda n: single.fetch(*row(n)))
-        batches = await repeat_async(seconds, insert)
+        return await figures_of(seconds, lambda n: trip.fetch(), lambda n: single.fetch(*row(n)), insert)
     finally:
         await db.close()
+
+
+async def mariadb(url: str, seconds: float) -> dict[str, float]:
+    """The same on a MariaDB or MySQL."""
+    name = urlsplit(url).path.removeprefix("/")
+    types = ["binary(16)" if n == "uid" else {"bytea": "blob", "text": "varchar(255)"}.get(t, t) for n, t in COLUMNS]
+    columns = ", ".join(f"`{n}` {t}" for (n, _), t in zip(COLUMNS, types, strict=True))
+    async with mysql(url) as cursor:
+        await cursor.execute(f"create table `{name}`.entry({columns}, primary key (uid, run, seq))")
+        insert = f"insert into `{name}`.entry values ({', '.join(['%s'] * len(COLUMNS))})"
+
+        async def many(n: int) -> None:
+            base = 10_000_000 + n * ROWS_PER_INSERT
+            await cursor.executemany(insert, [row(base + i) for i in range(ROWS_PER_INSERT)])
+
+        return await figures_of(
+            seconds, lambda n: cursor.execute("select 1"), lambda n: cursor.execute(insert, row(n)), many
+        )
+
+
+Trial = Callable[[int], Awaitable[Any]]
+
+
+async def figures_of(seconds: float, trip: Trial, single: Trial, batch: Trial) -> dict[str, float]:
+    """The limits of a server that these come to."""
+    trips = await repeat_async(seconds / 2, trip)
+    singles = await repeat_async(seconds, single)
+    batches = await repeat_async(seconds, batch)
     return {
         "trip_ms": statistics.median(trips) * 1e3,
         "commits_per_s": len(singles) / sum(singles),
@@ -168,7 +197,8 @@ def main() -> None:
         figures = commits(directory, options.seconds) | flushes(directory, options.seconds)
         print(json.dumps({**figures, "sqlite": apsw.sqlite_lib_version()}))
     else:
-        print(json.dumps(asyncio.run(postgres(options.store, options.seconds))))
+        server = mariadb if is_mysql(options.store) else postgres
+        print(json.dumps(asyncio.run(server(options.store, options.seconds))))
 
 
 if __name__ == "__main__":

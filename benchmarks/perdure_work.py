@@ -27,14 +27,14 @@ IMPORTED_AT = time.monotonic()
 
 async def w1(engine: Engine, count: int, meter: Meter) -> Figures:
     with meter:
-        await many(engine, "w1", count)
+        await many(engine, [f"w1-{n}" for n in range(count)])
     return {"steps_per_s": count * 10 / meter.wall_s}
 
 
 async def w2(engine: Engine, count: int, meter: Meter) -> Figures:
     with meter:
-        ten_s = await one_at_a_time(engine, "w2-ten", ten, 10, count)
-    one_s = await one_at_a_time(engine, "w2-one", one, 1, count)
+        ten_s = await one_at_a_time(engine, ten, 10, [f"w2-ten-{n}" for n in range(count)])
+    one_s = await one_at_a_time(engine, one, 1, [f"w2-one-{n}" for n in range(count)])
     return {"ten_ms": statistics.median(ten_s) * 1e3, "one_ms": statistics.median(one_s) * 1e3}
 
 

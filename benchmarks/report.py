@@ -4,13 +4,13 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Figures
 from benchmarks.metrics import FILE, Metric, Suite
-from benchmarks.stores import SETTINGS, Schemas
+from benchmarks.stores import Server
 
 
 @dataclass(slots=True)
@@ -98,13 +98,13 @@ def file_system(path: Path) -> str:
     return best[1]
 
 
-def heading(results: Results, repetitions: int, where: Path | Schemas) -> str:
+def heading(results: Results, repetitions: int, where: Path | Server) -> str:
     """What ran where, and the raw limits."""
-    what, warnings = on_server(where) if isinstance(where, Schemas) else on_files(results, where)
+    what, warnings = on_server(where) if isinstance(where, Server) else on_files(results, where)
     limits = (
         ("trip_ms", "ms a round trip"),
         ("commits_per_s", "single-row commits/s"),
-        ("rows_per_s", f"rows/s in batches of {'1,000' if isinstance(where, Schemas) else '100'}"),
+        ("rows_per_s", f"rows/s in batches of {'1,000' if isinstance(where, Server) else '100'}"),
         ("fdatasync_per_s", "4 KB fdatasync/s"),
     )
     said = [
@@ -128,16 +128,12 @@ def on_files(results: Results, directory: Path) -> tuple[str, list[str]]:
     return f"SQLite {sqlite} (WAL, synchronous=FULL) on {kind}", warnings if kind in ("tmpfs", "ramfs") else []
 
 
-def on_server(schemas: Schemas) -> tuple[str, list[str]]:
+def on_server(server: Server) -> tuple[str, list[str]]:
     """The server that was measured, as it is set, and what is wrong with that."""
-    facts = schemas.facts
-    settings = ", ".join(f"{name}={facts[name]}" for name in SETTINGS)
-    warnings = [
-        f"WARNING: {name} is off; nothing here waits for a disk, and a crash may lose what was committed."
-        for name in ("fsync", "synchronous_commit")
-        if facts[name] == "off"
-    ]
-    return f"PostgreSQL {facts['server_version']} at {facts['host']} ({settings})", warnings
+    facts = server.facts
+    settings = ", ".join(f"{name}={value}" for name, value in facts.settings.items())
+    warnings = [f"WARNING: {it}; nothing here waits for a disk, and a crash may lose commits." for it in facts.warnings]
+    return f"{facts.name} at {facts.host} ({settings})", warnings
 
 
 def table(results: Results, repetitions: int) -> str:
@@ -189,7 +185,8 @@ linearly, from {w5} workflows on DBOS. W1 on DBOS: {w1} workflows. *: others use
 SERVER_LEGEND = """
 W4: the sender, another process' engine (for us one that runs nothing), sends, and learns that the flow is done.
 W7 on DBOS: nobody takes over by itself; it is started again, at once. W9 on DBOS: a queue of {w9} workflows.
-Statements and transactions are counted by a proxy between replicas and server. The server's processes count as ours."""
+W9, idle: counted by a proxy between replicas and server; on MariaDB by the server, with what others ask of it.
+The server's processes count as ours, whoever asked it."""
 
 
 def legend(suite: Suite) -> str:
@@ -198,12 +195,12 @@ def legend(suite: Suite) -> str:
     return text.format(**{plan.work: f"{plan.peer_count:,}" for plan in suite.plans})
 
 
-def as_json(results: Results, repetitions: int, where: Path | Schemas) -> dict[str, Any]:
+def as_json(results: Results, repetitions: int, where: Path | Server) -> dict[str, Any]:
     """Everything, for a program."""
     return {
         "python": platform.python_version(),
         "processors": os.cpu_count(),
-        **({"server": where.facts} if isinstance(where, Schemas) else {"file_system": file_system(where)}),
+        **({"server": asdict(where.facts)} if isinstance(where, Server) else {"file_system": file_system(where)}),
         "repetitions": repetitions,
         "limits": results.limits,
         "peer": results.peer_name,

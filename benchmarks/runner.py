@@ -70,20 +70,22 @@ def children_cpu_s() -> float:
 
 
 def run_process(
-    command: Sequence[str], limit_s: float, around: Surroundings, *, killed: bool = False
+    command: Sequence[str], limit_s: float, around: Surroundings, *, killed: bool = False, shown: bool = False
 ) -> tuple[dict[str, Any], float]:
-    """The figures that the command printed, and when it was spawned; with `killed` it must end by its own SIGKILL."""
+    """The figures that the command printed, and when it was spawned; with `killed` it must end by its own SIGKILL, and
+    with `shown` it says on standard error how far it is.
+    """
     spawned_at = time.monotonic()
     process = subprocess.Popen(
         command, cwd=ROOT, env=around.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=None if "size" in command else subprocess.PIPE, text=True, start_new_session=True,
+        stderr=None if shown else subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)  # faulthandler in the child then says where each thread stands
         _, err = process.communicate(timeout=10)
-        print(err, file=sys.stderr, flush=True)
+        print(err or "", file=sys.stderr, flush=True)
         raise WorkFailed(
             f"{command[command.index('--store') - 1]} not done after {limit_s:g} s; its stacks are on standard error"
         ) from None
@@ -94,7 +96,9 @@ def run_process(
     if killed and process.returncode == -signal.SIGKILL:
         return {}, spawned_at
     if killed or process.returncode != 0:
-        last = ((err or "").strip() or out.strip() or "no output").splitlines()[-1]
+        last = ((err or "").strip() or out.strip() or ("what it said is above" if shown else "no output")).splitlines()[
+            -1
+        ]
         raise WorkFailed(f"exit code {process.returncode}: {last}")
     return json.loads(out.strip().splitlines()[-1]), spawned_at
 
@@ -117,7 +121,7 @@ def measure(command: Sequence[str], plan: Plan, around: Surroundings) -> Figures
 
     def run(work: str, store: str, *more: str, killed: bool = False) -> tuple[dict[str, Any], float]:
         arguments = [work, "--store", store, "--count", str(count), *more]
-        return run_process([*command, *arguments], plan.limit_s, around, killed=killed)
+        return run_process([*command, *arguments], plan.limit_s, around, killed=killed, shown=plan.shown)
 
     figures: Figures = {}
     for part in plan.programs:

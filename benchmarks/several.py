@@ -9,11 +9,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 from benchmarks.counting import Counting
 from benchmarks.flows import FLOWS, counted, one, probe, steady, two, wait
 from benchmarks.measuring import Figures, Meter
+from benchmarks.stores import is_mysql, mysql
 from perdure import Engine, State
 
 VERSION = "bench"
@@ -137,21 +138,33 @@ async def _listen(replica: Replica) -> None:
 
 
 async def idle(url: str, count: int, meter: Meter) -> Figures:
-    """So many engines with nothing to do; what they ask of the server goes through a proxy that counts."""
-    with Counting(url) as counting:
-        async with AsyncExitStack() as stack:
+    """So many engines with nothing to do; what they ask of the server is counted by a proxy in between, or by a MariaDB
+    itself (then with what others ask of it).
+    """
+    with ExitStack() as stack:
+        counting = None if is_mysql(url) else stack.enter_context(Counting(url))
+
+        async def counted_so_far() -> tuple[int, int]:
+            return (counting.statements, counting.transactions) if counting else (await questions(url), 0)
+
+        async with AsyncExitStack() as engines:
             for _ in range(count):
-                await stack.enter_async_context(Engine(counting.url, flows=FLOWS, version=VERSION))
+                through = counting.url if counting else url
+                await engines.enter_async_context(Engine(through, flows=FLOWS, version=VERSION))
             await asyncio.sleep(SETTLE_S)
-            before, begin = (counting.statements, counting.transactions), time.perf_counter()
-            processor = time.process_time()
+            before, begin, processor = await counted_so_far(), time.perf_counter(), time.process_time()
             await asyncio.sleep(WATCH_S)
-            wall = time.perf_counter() - begin
-            return {
-                "statements_per_s": (counting.statements - before[0]) / wall,
-                "transactions_per_s": (counting.transactions - before[1]) / wall,
-                "idle_cpu": (time.process_time() - processor) / wall * 100,
-            }
+            wall, after = time.perf_counter() - begin, await counted_so_far()
+            idle_cpu = (time.process_time() - processor) / wall * 100
+    found = {"statements_per_s": (after[0] - before[0]) / wall, "idle_cpu": idle_cpu}
+    return found | ({"transactions_per_s": (after[1] - before[1]) / wall} if counting else {})
+
+
+async def questions(url: str) -> int:
+    """Statements that a MariaDB or MySQL has executed."""
+    async with mysql(url) as cursor:
+        await cursor.execute("show global status like 'Questions'")
+        return int((await cursor.fetchone())[1])
 
 
 async def load(url: str, rate: int, meter: Meter) -> Figures:

@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
-# (asyncpg is untyped)
-"""Where the stores of a run are: SQLite files in a directory, or schemas of a server. Each is fresh, and gone afterwards.
+# (asyncpg and asyncmy are untyped)
+"""Where the stores of a run are: SQLite files in a directory, schemas of a PostgreSQL, databases of a MariaDB or MySQL.
 
-`python -m benchmarks.stores URL PREFIX` is the leash: the schemas are dropped when its standard input ends, and that is
-also when the run was killed.
+Each is fresh, and gone afterwards. `python -m benchmarks.stores URL PREFIX` is the leash: what has the prefix is dropped
+when its standard input ends, and that is also when the run was killed.
 """
 
 import asyncio
@@ -13,16 +13,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-import asyncpg
-
-OPTIONS = ("schema", "notify", "pooler", "migrate")  # Perdure's own; no driver knows them
-SETTINGS = ("fsync", "synchronous_commit", "autovacuum", "shared_buffers")
+OPTIONS = ("schema", "notify", "pooler", "migrate")  # Perdure's own; no driver of PostgreSQL knows them
+LIKE_NAMES = "select schema_name from information_schema.schemata where left(schema_name, %s) = %s"
 
 
 class Stores(Protocol):
@@ -30,6 +29,31 @@ class Stores(Protocol):
 
     def fresh(self) -> AbstractContextManager[str]: ...
     def cpu_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is to be known of a server."""
+
+    name: str
+    host: str
+    settings: dict[str, str]
+    warnings: tuple[str, ...]
+    pid: int | None
+    """Its first process, if it runs on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of server is asked for what a run needs."""
+
+    facts: Callable[[str], Coroutine[Any, Any, Facts]]
+    named: Callable[[str, str], str]
+    """The URL, of a store of this name."""
+    make: Callable[[str, str], Coroutine[Any, Any, None]]
+    """What the engine does not make itself is there, for a store of this name."""
+    drop: Callable[[str, str], Coroutine[Any, Any, None]]
+    """No store is there whose name begins so."""
 
 
 @contextmanager
@@ -59,17 +83,20 @@ class Files:
         return 0.0
 
 
-class Schemas:
-    """Schemas of a PostgreSQL database, all with a prefix that is this run's. Use it as a context manager."""
+class Server:
+    """Stores on a server, all with a prefix that is this run's. Use it as a context manager."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.facts = asyncio.run(facts(url))
+        self.kind = kind_of(url)
+        try:
+            self.facts = asyncio.run(self.kind.facts(url))
+        except Exception as problem:
+            raise SystemExit(f"{host_of(url)} cannot be used: {problem}") from problem
         self._prefix = f"perdure_bench_{os.getpid()}_"
         self._made = 0
-        self._server = server_of(self.facts)
 
-    def __enter__(self) -> "Schemas":
+    def __enter__(self) -> "Server":
         self._leash = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.stores", self.url, self._prefix],
             stdin=subprocess.PIPE,
@@ -82,17 +109,21 @@ class Schemas:
 
     @contextmanager
     def fresh(self) -> Generator[str, None, None]:
-        """The URL of a schema that is not there yet; it, and those whose names begin with its name, are gone afterwards."""
+        """The URL of a store that is not there yet; it, and those whose names begin with its name, are gone afterwards."""
         self._made += 1
         name = f"{self._prefix}{self._made:04}"
         try:
-            yield with_schema(self.url, name)
+            asyncio.run(self.kind.make(self.url, name))
+            yield self.kind.named(self.url, name)
         finally:
-            asyncio.run(drop(self.url, name))
+            asyncio.run(self.kind.drop(self.url, name))
 
     def cpu_s(self) -> float:
         """Processor seconds that the server has used, if it runs on this machine."""
-        return family_cpu_s(self._server) if self._server else 0.0
+        return family_cpu_s(self.facts.pid) if self.facts.pid else 0.0
+
+
+# ------------------------------------------------------------ PostgreSQL
 
 
 def with_schema(url: str, schema: str) -> str:
@@ -116,33 +147,136 @@ def plain(url: str) -> str:
 
 async def connect(url: str) -> Any:
     """A connection of asyncpg to the URL's database."""
+    import asyncpg
+
     return await asyncpg.connect(plain(url))
 
 
-async def facts(url: str) -> dict[str, Any]:
-    """What is to be known of the server: its version, the settings that count, and its process beside this one."""
+async def postgres_facts(url: str) -> Facts:
+    """See `Facts`."""
     db = await connect(url)
     try:
-        found: dict[str, Any] = {name: await db.fetchval(f"show {name}") for name in ("server_version", *SETTINGS)}
-        found["backend"] = await db.fetchval("select pg_backend_pid()")
-        found["parent"] = parent_of(found["backend"])
+        names = ("fsync", "synchronous_commit", "autovacuum", "shared_buffers")
+        settings: dict[str, str] = {name: await db.fetchval(f"show {name}") for name in names}
+        version: str = await db.fetchval("show server_version")
+        backend = process_of(await db.fetchval("select pg_backend_pid()"), "postgres")
     finally:
         await db.close()
-    return found | {"host": urlsplit(url).netloc.rpartition("@")[2]}
+    unsafe = tuple(f"{name} is off" for name in names[:2] if settings[name] == "off")
+    return Facts(f"PostgreSQL {version}", host_of(url), settings, unsafe, int(backend[1]) if backend else None)
 
 
-def parent_of(backend: int) -> int | None:
-    """The server's first process, if `backend` is a process of PostgreSQL on this machine."""
+async def nothing(url: str, name: str) -> None:
+    """The engine makes its schema itself."""
+
+
+async def postgres_drop(url: str, prefix: str) -> None:
+    """No schema is there whose name begins with the prefix."""
+    db = await connect(url)
     try:
-        name, _, rest = Path(f"/proc/{backend}/stat").read_text(encoding="utf-8").rpartition(") ")
+        for (name,) in await db.fetch("select nspname from pg_namespace where starts_with(nspname, $1)", prefix):
+            for (table,) in await db.fetch("select tablename from pg_tables where schemaname = $1", name):
+                await db.execute(
+                    f'drop table if exists "{name}"."{table}" cascade'
+                )  # a transaction has only so many locks
+            await db.execute(f'drop schema if exists "{name}" cascade')
+    finally:
+        await db.close()
+
+
+# ------------------------------------------------------------ MariaDB, MySQL
+
+
+def with_database(url: str, name: str) -> str:
+    """The URL, of a store in this database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@asynccontextmanager
+async def mysql(url: str) -> AsyncGenerator[Any, None]:
+    """A cursor of asyncmy on a connection of its own, in which each statement commits."""
+    import asyncmy
+
+    parts = urlsplit(url)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    connection: Any = await asyncmy.connect(
+        host=parts.hostname, port=parts.port or 3306, user=user, password=password, autocommit=True
+    )
+    try:
+        async with connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+async def mysql_facts(url: str) -> Facts:
+    """See `Facts`."""
+    names = ("innodb_flush_log_at_trx_commit", "log_bin", "sync_binlog", "innodb_buffer_pool_size")
+    async with mysql(url) as cursor:
+        await cursor.execute(f"select version(), @@pid_file, {', '.join(f'@@{name}' for name in names)}")
+        version, pid_file, *found = await cursor.fetchone()
+    settings = {name: str(value) for name, value in zip(names, found, strict=True)}
+    flush = settings[names[0]]
+    unsafe = () if flush == "1" else (f"{names[0]} is {flush}",)
+    try:
+        pid = int(Path(pid_file).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        pid = 0
+    return Facts(
+        version, host_of(url), settings, unsafe, pid if pid and process_of(pid, "mariadbd", "mysqld") else None
+    )
+
+
+async def mysql_make(url: str, name: str) -> None:
+    """The database is there."""
+    async with mysql(url) as cursor:
+        await cursor.execute(f"create database `{name}`")
+
+
+async def mysql_drop(url: str, prefix: str) -> None:
+    """No database is there whose name begins with the prefix."""
+    async with mysql(url) as cursor:
+        await cursor.execute(LIKE_NAMES, (len(prefix), prefix))
+        for (name,) in await cursor.fetchall():
+            await cursor.execute(f"drop database if exists `{name}`")
+
+
+# ------------------------------------------------------------ both
+
+POSTGRES = Kind(postgres_facts, with_schema, nothing, postgres_drop)
+MYSQL = Kind(mysql_facts, with_database, mysql_make, mysql_drop)
+
+
+def is_mysql(url: str) -> bool:
+    """Whether a MariaDB or MySQL is meant."""
+    return urlsplit(url).scheme in ("mysql", "mariadb")
+
+
+def kind_of(url: str) -> Kind:
+    """The kind of server that the URL means.
+
+    Raises:
+        SystemExit: none that is known.
+    """
+    if is_mysql(url):
+        return MYSQL
+    if urlsplit(url).scheme in ("postgresql", "postgres"):
+        return POSTGRES
+    raise SystemExit(f"{url!r}: give --url postgresql://user@host/database or mysql://user@host/database")
+
+
+def host_of(url: str) -> str:
+    """Host and port, without a password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def process_of(pid: int, *names: str) -> list[str] | None:
+    """What /proc says of a process of this machine after its name, if it has one of these names."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")
     except OSError:
         return None
-    return int(rest.split()[1]) if "postgres" in name else None
-
-
-def server_of(found: dict[str, Any]) -> int | None:
-    """The server's first process, if it runs on this machine."""
-    return found["parent"]
+    return rest.split() if name.partition("(")[2] in names else None
 
 
 def family_cpu_s(parent: int) -> float:
@@ -160,26 +294,13 @@ def family_cpu_s(parent: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def drop(url: str, prefix: str) -> None:
-    """No schema is there whose name begins with the prefix."""
-    db = await connect(url)
-    try:
-        for name in await db.fetch("select nspname from pg_namespace where starts_with(nspname, $1)", prefix):
-            tables = await db.fetch("select tablename from pg_tables where schemaname = $1", name[0])
-            for table in tables:  # one by one: a transaction has only so many locks
-                await db.execute(f'drop table if exists "{name[0]}"."{table[0]}" cascade')
-            await db.execute(f'drop schema "{name[0]}" cascade')
-    finally:
-        await db.close()
-
-
 def main() -> None:
-    """The leash: waits until its standard input ends, and drops the schemas with the prefix."""
+    """The leash: waits until its standard input ends, and drops what has the prefix."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     url, prefix = sys.argv[1:]
     sys.stdin.read()
-    asyncio.run(drop(url, prefix))
+    asyncio.run(kind_of(url).drop(url, prefix))
 
 
 if __name__ == "__main__":

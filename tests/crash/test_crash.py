@@ -67,6 +67,7 @@ def plain(case: Case, first: Forks, ground: Path, tmp_path: Path) -> Seen:
     return seen
 
 
+@pytest.mark.fault(1)
 @cases
 @pytest.mark.parametrize("mode", ["before", "after"])
 def test_killed_at_any_store_call_it_ends_the_same(
@@ -85,6 +86,7 @@ def test_killed_at_any_store_call_it_ends_the_same(
     pytest.fail(f"more than {MOST_CALLS} store calls")
 
 
+@pytest.mark.fault(14)
 @cases
 def test_a_call_that_is_done_and_reported_failed_changes_nothing(
     case: Case, plain: Seen, first: Forks, ground: Path, tmp_path: Path
@@ -121,6 +123,7 @@ def test_a_fault_at_any_store_call_of_the_recovery_changes_nothing(
     pytest.fail(f"more than {MOST_CALLS} store calls")
 
 
+@pytest.mark.fault(1)
 @twice
 @pytest.mark.parametrize("mode", ["before", "after"])
 @pytest.mark.parametrize(("n", "m"), [(6, 8), (8, 4), (9, 7), (13, 12), (15, 5)])

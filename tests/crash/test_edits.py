@@ -74,6 +74,7 @@ def check(edit: Edit, run: Run, folder: Path, plain: Plain, crash: Seen | None, 
             assert count == crash.effects[key], f"{end.labels[key]} was recorded and ran again"
 
 
+@pytest.mark.fault(1)
 @edits
 @pytest.mark.parametrize("mode", ["before", "after"])
 def test_killed_at_any_store_call_the_edit_is_whole_or_not_there(

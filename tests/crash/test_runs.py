@@ -18,6 +18,8 @@ TWICE = ("runs", "runs-with-children", "transactions")
 twice = pytest.mark.parametrize("case", [c for c in RUN_CASES if c.name in TWICE], ids=lambda case: case.name)
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(28)
 @runs
 @pytest.mark.parametrize("mode", ["before", "after"])
 def test_killed_at_any_store_call_it_ends_the_same(

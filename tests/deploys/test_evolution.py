@@ -226,6 +226,7 @@ def test_a_value_under_a_new_field_is_another_argument(deploys: Deploys) -> None
     assert "'go'" in deploys.deploy(RESULT, orders=DATACLASS + NOTE + STEPS + flow)[-1]
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize(
     ("before", "after", "why"),
     [
@@ -436,6 +437,8 @@ def test_an_argument_whose_type_is_not_loaded_is_waited_for(deploys: Deploys) ->
     assert deploys.deploy(RESULT, models=DATACLASS, orders=flow) == ["[Order(id='a'), 'go']"]
 
 
+@pytest.mark.fault(38, 45)
+@pytest.mark.peer(29)
 def test_a_message_whose_type_is_not_loaded_stays_in_the_inbox(deploys: Deploys) -> None:
     flow = "@flow(name='order')\nasync def order():\n    return [await receive(str), await receive(object)]\n"
     deploys.deploy(["start"], ["is", "suspended"], ["send", "Order('b')"], models=DATACLASS, orders=flow)

@@ -173,6 +173,7 @@ async def journal(store: Unsure, handle: Handle[Any]) -> list[Entry]:
     return loaded.entries
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("fault", ["unknown, done", "unknown, not done"])
 @pytest.mark.parametrize("every", [1, 2, 3])
 async def test_an_unknown_commit_is_settled_and_repeated(store: Unsure, engine: Engine, fault: str, every: int) -> None:
@@ -192,6 +193,8 @@ async def test_an_unknown_commit_is_settled_and_repeated(store: Unsure, engine: 
     assert (await engine.health()).paused is None
 
 
+@pytest.mark.fault(14)
+@pytest.mark.peer(22)
 async def test_a_lost_commit_that_comes_late_is_refused(store: Unsure, engine: Engine) -> None:
     store.faults = [None, "unknown, done later", None, "unknown, done later"]
     assert await engine.run(chain, "x", id="x", timeout=10) == ["x 0", "x 1", "x 2"]
@@ -239,6 +242,8 @@ async def test_a_lease_lost_in_the_middle(store: Unsure, engine: Engine, caplog:
     assert "the lease was lost" in caplog.text
 
 
+@pytest.mark.fault(15)
+@pytest.mark.peer(23)
 async def test_a_store_that_is_away_for_a_while(store: Unsure, engine: Engine) -> None:
     def away(_: Batch) -> None:
         raise StoreUnavailable("the test took it away")
@@ -291,6 +296,8 @@ async def poisoned(name: str) -> str:
     return await act(f"{name} after")
 
 
+@pytest.mark.fault(43)
+@pytest.mark.peer(15, 29)
 @pytest.mark.parametrize("refuses", ["the outcome", "whatever stands in its place"])
 async def test_refused_data_of_one_instance_does_not_hurt_others(store: Unsure, refuses: str) -> None:
     def refuse(batch: Batch) -> None:

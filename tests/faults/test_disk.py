@@ -62,6 +62,7 @@ def use_up(folder: Path) -> Path:
     return filler
 
 
+@pytest.mark.fault(24)
 async def test_a_full_disk_pauses_and_goes_on_when_there_is_room(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     ran.clear()
     async with Engine(SqliteStore(disk / "flows.db"), flows=[large]) as engine:
@@ -93,6 +94,7 @@ async def test_a_full_disk_pauses_and_goes_on_when_there_is_room(disk: Path, cap
     assert "paused: disk full" in caplog.text
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 async def test_a_file_that_goes_away_while_open_acknowledges_nothing_more(tmp_path: Path, how: str) -> None:
     path = tmp_path / "flows.db"
@@ -123,6 +125,7 @@ async def opened(path: Path) -> None:
         pass
 
 
+@pytest.mark.fault(26)
 async def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     text, foreign = tmp_path / "text.db", tmp_path / "foreign.db"
     text.write_bytes(b"not a database at all\n" * 100)
@@ -136,6 +139,7 @@ async def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         assert path.read_bytes() == before
 
 
+@pytest.mark.fault(26)
 async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "flows.db"
     await opened(path)
@@ -149,6 +153,7 @@ async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.fault(25)
 async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "flows.db"
     await opened(path)
@@ -169,6 +174,7 @@ async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
             await opened(path)
 
 
+@pytest.mark.fault(26)
 async def test_a_page_that_is_damaged_while_open_is_said(tmp_path: Path) -> None:
     path = tmp_path / "flows.db"
     async with Engine(SqliteStore(path), flows=[large]) as engine:

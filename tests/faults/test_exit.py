@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import asyncio, sys, threading
 from perdure import Engine, flow, step
@@ -32,6 +34,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.fault(4, 8)
 def test_a_thread_step_that_never_ends_does_not_hold_up_a_hard_stop(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "x.db")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -105,6 +105,8 @@ def stop_outside_a_transaction(processes: Processes, pid: int) -> None:
     raise AssertionError("it was always in a transaction")
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(2)
 async def test_a_killed_process_is_taken_over_at_once(processes: Processes, client: Engine) -> None:
     first = processes.start(30)
     handles = [await client.start(worker.busy, 40, id=str(i)) for i in range(10)]
@@ -121,6 +123,8 @@ async def test_a_killed_process_is_taken_over_at_once(processes: Processes, clie
     assert processes.by(first.pid) + processes.by(second.pid) <= 40 * 10 + 10
 
 
+@pytest.mark.fault(3)
+@pytest.mark.peer(5, 27, 31)
 async def test_a_stopped_process_is_taken_over_and_writes_nothing_more(processes: Processes, client: Engine) -> None:
     first = processes.start(1)
     handles = [await client.start(worker.busy, 60, id=str(i)) for i in range(5)]
@@ -147,6 +151,7 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+@pytest.mark.fault(3, 22)
 async def test_a_process_stopped_in_mid_transaction_is_named(processes: Processes, client: Engine) -> None:
     first = processes.start(2, "stop")
     async with Engine(SqliteStore(processes.database), lease=2) as engine:
@@ -174,6 +179,8 @@ async def test_a_process_stopped_in_mid_transaction_is_killed_if_wanted(processe
         assert await handle.state() is State.SUCCEEDED
 
 
+@pytest.mark.fault(28)
+@pytest.mark.peer(41)
 async def test_a_message_through_one_process_wakes_a_flow_in_another(processes: Processes, client: Engine) -> None:
     first = processes.start(30)
     handle = await client.start(worker.echo, id="e")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from perdure import CommitUnknown, Engine, LeaseLost, StoreUnavailable, flow, step
+from perdure import Engine, flow, step
+from perdure.errors import CommitUnknown, LeaseLost, StoreUnavailable
 from perdure.stores.sqlite import SqliteStore
 
 

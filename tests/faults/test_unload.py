@@ -199,6 +199,8 @@ def collector() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.fault(48)
+@pytest.mark.peer(10, 17, 38)
 async def test_a_thousand_unloads(
     executions: weakref.WeakSet[Execution], collector: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -247,6 +249,8 @@ async def swallows_all() -> str:
             continue
 
 
+@pytest.mark.fault(49)
+@pytest.mark.peer(18)
 async def test_what_swallows_every_cancellation_is_kept_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
     async with Engine(MemoryStore(), flows=[swallows_all, grouped], max_resident=1) as engine:
         handles = [await engine.start(swallows_all, id=str(i)) for i in range(3)]

@@ -54,6 +54,7 @@ def same(report: dict[str, Any], first: dict[str, Any]) -> None:
     assert (report["state"], report["result"]) == (first["state"], first["result"])
 
 
+@pytest.mark.fault(50, 1)
 @pytest.mark.timeout(0 if EXAMPLES else 120)
 @checked(250)
 @given(program=PROGRAMS, plan=PLANS)

@@ -264,7 +264,7 @@ async def test_09_a_batch_and_the_takeover_of_who_sends_it_are_whole(two: Two, m
         await b.commit(*(finish(each) for each in await b.claimed("b")), by="b")
 
 
-@pytest.mark.fault(3, 56)
+@pytest.mark.fault(3)
 @pytest.mark.peer(5, 31)
 async def test_15_who_renews_as_it_is_taken_over_has_lost_its_lease_or_not_and_knows(
     two: Two, mortals: Mortals
@@ -331,7 +331,6 @@ async def test_14_a_batch_that_is_refused_takes_no_other_with_it(two: Two) -> No
 # -- 16: a lock that comes free is no death
 
 
-@pytest.mark.fault(10, 12)
 @pytest.mark.peer(1, 31)
 async def test_16_who_lives_is_not_taken_over_however_often_one_looks(two: Two) -> None:
     a, b = two

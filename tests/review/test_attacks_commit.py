@@ -91,6 +91,7 @@ async def test_what_the_store_refuses_from_outside_is_not_acknowledged(world: Wo
         await engine.cancel(waits, "bad")
 
 
+@pytest.mark.fault(42)
 async def test_large_payloads_that_gathered_go_in_several_batches(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,8 @@ async def test_who_waits_while_the_replica_breaks_is_answered(world: World) -> N
         assert await engine.handle(waits, "2").result() == 6
 
 
+@pytest.mark.fault(15)
+@pytest.mark.peer(23, 31)
 async def test_who_waits_while_the_lease_is_lost_in_an_outage_is_answered(world: World) -> None:
     """The batch in flight is being tried again when the renewal thread learns that the lease is gone."""
 
@@ -177,6 +180,7 @@ async def test_who_waits_while_the_lease_is_lost_in_an_outage_is_answered(world:
     await eventually(engine.health, lambda health: health.paused is None)
 
 
+@pytest.mark.fault(24)
 async def test_an_engine_closes_while_the_disk_is_full(world: World) -> None:
     @flow
     async def waits() -> int:
@@ -261,15 +265,15 @@ async def test_a_result_is_waited_for_through_any_error_of_the_store(world: Worl
     client = await world.engine(execute=False)
     await engine.start(waits, id="1")
     store: Any = client._store
-    instances, left = store.instances, [1, 1, 1]
+    results, left = store.results, [1, 1, 1]
 
     async def failing(uids: Any) -> Any:
         if left:
             left.pop()
             raise StoreCorrupt("for a moment")
-        return await instances(uids)
+        return await results(uids)
 
-    store.instances = failing
+    store.results = failing
     waiting = asyncio.create_task(client.handle(waits, "1").result(timeout=5))
     await until(lambda: not left, seconds=3)
     await engine.send(waits, "1", 1)
@@ -297,6 +301,7 @@ async def test_a_read_while_the_store_is_away_is_no_outcome(world: World) -> Non
     assert await engine.run(looks, id="1", timeout=5) is State.RUNNING
 
 
+@pytest.mark.peer(42)
 async def test_a_read_that_is_not_wanted_any_more_holds_nobody_up(world: World) -> None:
     go = asyncio.Event()
 

@@ -22,6 +22,8 @@ def scheduler(engine: Any) -> Any:
     return engine._member.scheduler
 
 
+@pytest.mark.fault(34)
+@pytest.mark.peer(4, 32)
 async def test_parked_flows_do_not_starve_the_others(world: World) -> None:
     """`max_running` counts what runs: a replica full of waiting flows still takes new ones and those that are due."""
 
@@ -195,6 +197,7 @@ async def test_a_busy_stretch_before_a_step_replays(world: World) -> None:
     assert await engine.handle(body, "1").result(timeout=10) == 2
 
 
+@pytest.mark.peer(12, 20)
 async def test_loading_again_and_again_keeps_nothing(world: World) -> None:
     @flow
     async def waits(n: int) -> int:
@@ -216,6 +219,7 @@ async def test_loading_again_and_again_keeps_nothing(world: World) -> None:
     assert len(engine._member._timers._heap) <= 110  # those put off go a hundred at a time
 
 
+@pytest.mark.peer(20)
 async def test_many_steps_with_time_limits_keep_nothing(world: World) -> None:
     @step(timeout=3600)
     async def limited() -> int:
@@ -310,6 +314,8 @@ async def test_closing_twice_at_once_and_cancelling_the_close(world: World) -> N
     assert one.id == "1"
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(11, 18)
 async def test_a_cancelled_wait_cancels_the_child_also_when_the_process_dies_then(world: World) -> None:
     """The entry is on disk that leads to the cancellation, and the request that follows from it is not."""
 
@@ -385,6 +391,8 @@ async def test_retries_of_a_drained_engine_keep_count_and_time(world: World) -> 
     assert await engine.handle(body, "1").result(timeout=5) == 3
 
 
+@pytest.mark.fault(41)
+@pytest.mark.peer(38, 39)
 async def test_a_release_and_an_arrival_in_every_order(world: World) -> None:
     """Thrown out at once whenever it waits, from this process and from another, no message is overlooked."""
 

@@ -60,6 +60,8 @@ class Locked:
         return data
 
 
+@pytest.mark.fault(38)
+@pytest.mark.peer(29)
 async def test_a_message_that_the_hook_cannot_read_hurts_nobody_else(world: World) -> None:
     @flow
     async def waits() -> str:

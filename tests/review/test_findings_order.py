@@ -16,6 +16,8 @@ import uuid
 import warnings
 from typing import Any
 
+import pytest
+
 from perdure import Outgoing, State, capture, delay, flow, new_uuid, now, receive, send, start, step
 from perdure.engine.execution import AHEAD_ENTRIES
 from perdure.model.records import Kind
@@ -49,6 +51,8 @@ async def _turns(n: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(23, 28)
 async def test_finding_09_nothing_acts_before_its_cause_is_on_disk(world: World) -> None:
     """A child does not begin, and a message is not delivered, before the commit that makes them."""
     effects: list[str] = []
@@ -171,6 +175,8 @@ async def test_finding_13_a_step_that_is_never_awaited_never_happened(world: Wor
     assert [e.key for e in await world.journal(engine.handle(body, "1"))] == ["", "0", "0.0", "1"]
 
 
+@pytest.mark.fault(41, 48)
+@pytest.mark.peer(24, 38)
 async def test_finding_20_a_frozen_instance_is_given_nothing(world: World) -> None:
     """Between the order to unload and its commit a timer fires and a message comes: both wait in the store."""
     began: list[str] = []
@@ -263,6 +269,8 @@ async def test_finding_23_flow_time_never_goes_back(world: World) -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.fault(3)
+@pytest.mark.peer(31)
 async def test_finding_25_a_replica_that_was_stopped_too_long_starts_no_step(world: World) -> None:
     """Between the intent on disk and the start of its step the process slept past its lease."""
     began: list[str] = []

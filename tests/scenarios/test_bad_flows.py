@@ -140,6 +140,7 @@ async def test_a_step_that_wakes_a_flow_by_a_primitive(world: World) -> None:
     assert "a step" in await engine.run(waits_for_step, id="1", timeout=10)
 
 
+@pytest.mark.peer(21, 24)
 async def test_a_flow_that_waits_for_nothing(world: World) -> None:
     @flow
     async def hangs() -> None:
@@ -222,6 +223,7 @@ async def test_a_flow_that_never_rests_but_waits_for_a_step_goes_on(world: World
 # ---------------------------------------------------------------- the process
 
 
+@pytest.mark.fault(5)
 async def test_a_step_that_blocks_the_loop_is_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
     @step(name="rude")
     async def rude() -> None:
@@ -244,6 +246,7 @@ async def test_a_step_that_blocks_the_loop_is_named(world: World, caplog: pytest
     await until(lambda: any("turns again" in r.getMessage() for r in caplog.records))
 
 
+@pytest.mark.fault(5)
 async def test_a_flow_body_that_blocks_the_loop_is_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def said() -> list[str]:
         return [r.getMessage() for r in caplog.records if "has been blocked" in r.getMessage()]
@@ -259,6 +262,7 @@ async def test_a_flow_body_that_blocks_the_loop_is_named(world: World, caplog: p
     assert "the body of flow thinks '8'" in said()[0]
 
 
+@pytest.mark.fault(7)
 async def test_an_engine_in_a_forked_child(world: World) -> None:
     engine = await world.engine(takes)
     handle = await engine.start(takes, id="1")

@@ -77,6 +77,7 @@ NOT_VALUES: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("value", [v for _, v in NOT_VALUES], ids=[name for name, _ in NOT_VALUES])
 async def test_a_value_that_cannot_be_encoded_is_named_with_its_place(world: World, value: Any) -> None:
     @step(name="makes")
@@ -123,6 +124,7 @@ async def test_a_value_that_cannot_be_encoded_is_named_with_its_place(world: Wor
     assert await parked.result(timeout=10) == "fine"  # of a send_many that was refused nothing was sent
 
 
+@pytest.mark.fault(44)
 async def test_a_value_that_does_not_come_back_as_it_was(world: World) -> None:
     odd = make_dataclass("Odd", [("items", list)])  # says list, and will hold a str
     cycle: list[Any] = []
@@ -190,6 +192,7 @@ async def test_the_same_in_a_flow(world: World, call: Callable[[str], Any]) -> N
     assert "1 to 255" in str(error)
 
 
+@pytest.mark.fault(42)
 async def test_a_payload_over_the_limit(world: World) -> None:
     big = "x" * 50_000
 
@@ -246,6 +249,7 @@ async def test_a_result_that_is_not_of_the_type_asked_for(world: World) -> None:
     assert "number" in str(error)
 
 
+@pytest.mark.fault(45)
 async def test_a_recorded_result_that_no_longer_fits_its_type_blocks(world: World) -> None:
     old = type_name("bad.Order")(make_dataclass("Order", [("id", str)]))
 

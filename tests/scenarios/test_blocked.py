@@ -283,6 +283,7 @@ async def test_a_version_of_the_flow_counts_for_it(world: World) -> None:
     await resumed(handle)
 
 
+@pytest.mark.fault(47)
 async def test_an_engine_without_its_flow_leaves_it_alone(world: World) -> None:
     @flow(name="another")
     async def another_flow() -> None: ...
@@ -571,6 +572,8 @@ async def test_an_instance_stays_with_its_flows_own_version_while_that_lives(wor
 # ---------------------------------------------------------------- a flow that nobody has
 
 
+@pytest.mark.fault(47)
+@pytest.mark.peer(4)
 async def test_a_flow_that_nobody_has_waits_visibly(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     client = await world.engine(execute=False)

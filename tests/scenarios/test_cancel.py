@@ -28,6 +28,8 @@ async def test_a_waiting_flow_is_cancelled(world: World, eager: bool) -> None:
     assert await handle.state() is State.CANCELLED
 
 
+@pytest.mark.fault(49)
+@pytest.mark.peer(19)
 async def test_it_can_be_caught_and_the_flow_goes_on(world: World) -> None:
     @flow
     async def stubborn() -> list[str]:
@@ -94,6 +96,8 @@ async def test_an_error_while_it_is_cancelled_fails_the_flow(world: World) -> No
         await handle.result(timeout=10)
 
 
+@pytest.mark.fault(49)
+@pytest.mark.peer(19)
 async def test_each_further_request_is_another_cancellation(world: World) -> None:
     @flow
     async def counts() -> list[Any]:
@@ -140,6 +144,7 @@ async def test_a_running_step_is_cancelled_when_that_is_durable(world: World) ->
     assert [e.kind for e in await world.journal(handle)] == ["begun", "cancel"]  # the cancelled step leaves no entry
 
 
+@pytest.mark.fault(8)
 async def test_a_step_in_a_thread_is_told_and_waited_for(world: World) -> None:
     began, ended = threading.Event(), threading.Event()
 
@@ -230,6 +235,8 @@ async def test_a_flow_that_nobody_here_has_is_ended_without_its_code(world: Worl
         await handle.result(timeout=10)
 
 
+@pytest.mark.fault(52)
+@pytest.mark.peer(9)
 async def test_nothing_happens_to_a_flow_that_has_ended(world: World) -> None:
     engine = await world.engine(waits)
     handle = await engine.start(waits, id="1")
@@ -247,6 +254,8 @@ async def test_there_must_be_something_to_cancel(world: World) -> None:
         await engine.cancel(waits, "nobody")
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(41)
 async def test_a_request_survives_the_death_of_everybody(world: World) -> None:
     engine = await world.engine(waits)
     await world.parked(await engine.start(waits, id="1"))

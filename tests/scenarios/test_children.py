@@ -205,6 +205,7 @@ async def test_cancelling_the_parent_cancels_its_children(world: World) -> None:
     await eventually(lambda: every(engine, waits), lambda found: {i.state for i in found} == {State.CANCELLED})
 
 
+@pytest.mark.peer(11, 18)
 async def test_cutting_the_wait_off_cancels_the_child(world: World) -> None:
     @flow
     async def parent() -> str:

@@ -402,6 +402,8 @@ async def anothers_row(world: World, id: str) -> Any:
         await store.close()
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(28)
 async def test_engines_that_die_in_the_middle_lose_nothing(world: World) -> None:
     ran: list[int] = []
 

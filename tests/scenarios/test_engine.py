@@ -326,6 +326,7 @@ async def test_the_other_engine_takes_over_when_one_dies(world: World) -> None:
 # ---------------------------------------------------------------- the end
 
 
+@pytest.mark.fault(4)
 async def test_drain_lets_running_steps_end_and_starts_none(world: World) -> None:
     ran: list[str] = []
     begun, end = asyncio.Event(), asyncio.Event()
@@ -448,6 +449,7 @@ async def said(process: asyncio.subprocess.Process, *wanted: str) -> None:
             missing.discard(line)
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_serve_drains_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     db = tmp_path / "served.db"
@@ -461,6 +463,7 @@ async def test_serve_drains_at_a_signal(tmp_path: Path, number: signal.Signals) 
         assert await client.handle("served", "waits").state() is State.SUSPENDED
 
 
+@pytest.mark.fault(4)
 async def test_a_second_signal_stops_hard(tmp_path: Path) -> None:
     db = tmp_path / "served.db"
     async with serving(db, "60", "slow") as process:

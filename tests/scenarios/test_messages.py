@@ -65,6 +65,7 @@ async def test_a_message_wakes_an_unloaded_flow(world: World) -> None:
     assert await handle.result(timeout=10) == [0, 1, 2]
 
 
+@pytest.mark.fault(37)
 async def test_a_message_sent_before_the_flow_starts_is_not_lost(world: World) -> None:
     engine = await world.engine(collects)
     await engine.send(collects, "1", "a")
@@ -119,6 +120,7 @@ async def test_a_message_that_came_before_it_was_asked_for_is_not_lost(world: Wo
     assert await handle.result(timeout=10) == "early"
 
 
+@pytest.mark.fault(37)
 async def test_messages_of_one_sender_come_in_order(world: World) -> None:
     engine = await world.engine(collects, max_resident=0)
     handle = await engine.start(collects, 50, id="1")
@@ -318,6 +320,7 @@ async def test_a_default_needs_a_limit(world: World) -> None:
         await engine.run(wrong, id="1", timeout=10)
 
 
+@pytest.mark.peer(12)
 async def test_a_receive_that_is_cut_off_takes_nothing(world: World) -> None:
     @flow
     async def cuts() -> list[str]:
@@ -373,6 +376,7 @@ async def test_the_time_limit_of_a_taken_message_is_gone(world: World) -> None:
 # ---------------------------------------------------------------- keys
 
 
+@pytest.mark.fault(36)
 async def test_a_key_is_delivered_once(world: World) -> None:
     engine = await world.engine(collects, max_resident=0)
     await engine.send(collects, "1", "early", key="k0")
@@ -477,6 +481,7 @@ async def test_children_message_their_parent(world: World) -> None:
     assert await engine.run(parent, 100, id="p", timeout=20) == sum(range(100))
 
 
+@pytest.mark.fault(37)
 async def test_a_message_to_an_ended_flow_changes_nothing(world: World) -> None:
     @flow
     async def short() -> str:

@@ -83,6 +83,7 @@ async def test_an_error_keeps_its_class_attributes_cause_and_traceback(world: Wo
     assert (failed.value.flow, failed.value.id) == (pays.name, "1")
 
 
+@pytest.mark.fault(43)
 async def test_an_error_that_cannot_be_kept_is_told_by_its_text(world: World) -> None:
     class Odd(Exception):
         def __init__(self) -> None:

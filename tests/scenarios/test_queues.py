@@ -1,15 +1,18 @@
 """Queues: what was started on one runs where it is served, for life, and nowhere else."""
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 import perdure
 from perdure import Engine, FlowCancelled, Handle, State, flow, step
+from perdure.clock import to_datetime
 from tests.support.world import World, eventually
 
 GPU = "gpu"
@@ -103,6 +106,18 @@ async def test_starting_again_with_another_queue_changes_nothing(world: World) -
 async def infos(engine: Engine) -> dict[str, str]:
     """The queue of each instance, as `find` tells it."""
     return {f"{info.flow} {info.id}": info.queue async for info in engine.find()}
+
+
+async def test_who_is_on_no_queue_has_one_text_in_memory_for_flow_and_lane(world: World) -> None:
+    engine = await world.engine(works)
+    handle = await engine.start(works, id="1", at=engine_time(engine) + timedelta(days=1))
+    row = await world.row(handle)
+    assert row.lane is row.flow
+
+
+def engine_time(engine: Engine) -> datetime:
+    assert engine._member is not None
+    return to_datetime(engine._member.now())
 
 
 # ---------------------------------------------------------------- for life

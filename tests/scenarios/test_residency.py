@@ -63,6 +63,8 @@ async def test_a_flow_with_a_running_step_stays(world: World) -> None:
     assert await handle.result(timeout=10) == "kept"
 
 
+@pytest.mark.fault(34)
+@pytest.mark.peer(32)
 async def test_no_more_run_here_than_there_is_room_for(world: World) -> None:
     gate = asyncio.Event()
     now: list[int] = []

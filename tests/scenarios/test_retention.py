@@ -252,6 +252,7 @@ async def test_what_ended_long_ago_is_removed_and_nothing_else(world: World) -> 
     await retired(world, engine, "ill")
 
 
+@pytest.mark.fault(55)
 async def test_a_start_that_comes_again_does_not_start_it_again(world: World) -> None:
     engine = await world.engine(small, takes, retention=60)
     first = await engine.start(small, "a", id="1")
@@ -318,6 +319,7 @@ async def test_deleting_what_is_left_after_retention_frees_the_id(world: World) 
     await new.result(timeout=10)
 
 
+@pytest.mark.fault(55)
 async def test_a_finished_child_stays_as_long_as_its_parent_has_not_ended(world: World) -> None:
     @flow(name="parent")
     async def parent() -> list[str]:
@@ -339,6 +341,7 @@ async def test_a_finished_child_stays_as_long_as_its_parent_has_not_ended(world:
     await retired(world, engine)
 
 
+@pytest.mark.fault(55)
 async def test_the_child_of_a_parent_that_was_blocked_for_a_month_does_not_run_again(world: World) -> None:
     @flow(name="parent")
     async def parent() -> str:

@@ -261,6 +261,7 @@ async def test_progress_reaches_the_next_attempt_after_a_crash(world: World) -> 
 # ---------------------------------------------------------------- time limits
 
 
+@pytest.mark.fault(9)
 async def test_an_attempt_that_takes_too_long_has_failed(world: World) -> None:
     cancelled: list[bool] = []
     started = asyncio.Event()
@@ -313,6 +314,7 @@ async def test_a_timeout_is_tried_again_like_any_error(world: World) -> None:
     assert await handle.result(timeout=10) == "done"
 
 
+@pytest.mark.fault(8, 9)
 async def test_a_step_in_a_thread_sees_that_its_time_is_over(world: World) -> None:
     began = threading.Event()
 
@@ -467,6 +469,7 @@ async def test_at_most_once_is_tried_again_only_when_it_is_sure_that_nothing_hap
     assert len(ran) == 3
 
 
+@pytest.mark.fault(4)
 async def test_a_drain_cuts_at_most_once_off_as_unknown_and_the_others_to_run_again(world: World) -> None:
     ran: list[str] = []
 
@@ -629,6 +632,7 @@ async def test_a_heartbeat_from_a_thread(world: World) -> None:
     assert seen == [None, {"page": 7}]
 
 
+@pytest.mark.fault(9, 49)
 async def test_a_step_that_swallows_its_time_limit_has_still_ended(world: World) -> None:
     began = asyncio.Event()
 

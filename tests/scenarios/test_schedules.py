@@ -77,6 +77,8 @@ async def started(engine: Engine) -> list[str]:
 # ---------------------------------------------------------------- each due time once
 
 
+@pytest.mark.fault(53)
+@pytest.mark.peer(7)
 @pytest.mark.parametrize("unload", [False, True])
 async def test_each_due_time_is_one_instance_however_many_engines_there_are(world: World, unload: bool) -> None:
     options = {"max_resident": 0} if unload else {}
@@ -106,6 +108,8 @@ async def test_after_a_week_without_engines_the_latest_due_time_is_made_up_for(w
     assert len(ran) == 2
 
 
+@pytest.mark.fault(34)
+@pytest.mark.peer(21)
 async def test_after_a_year_of_every_second_it_goes_on_at_once(world: World) -> None:
     engine = await world.engine(report)
     go_to(world, "06-20 12:00:00")
@@ -185,6 +189,8 @@ async def test_a_kill_at_any_commit_after_a_due_time_loses_and_repeats_nothing(
 # ---------------------------------------------------------------- times
 
 
+@pytest.mark.fault(33)
+@pytest.mark.peer(33)
 async def test_a_time_that_the_clocks_leave_out_or_repeat_comes_once(world: World) -> None:
     engine = await world.engine(report)
     go_to(world, "10-24 12:00:00")
@@ -204,6 +210,8 @@ async def test_a_time_that_the_clocks_leave_out_or_repeat_comes_once(world: Worl
     ]
 
 
+@pytest.mark.fault(33)
+@pytest.mark.peer(33)
 async def test_every_half_hour_is_every_half_hour_when_the_clocks_change(world: World) -> None:
     engine = await world.engine(report)
     go_to(world, "10-25 23:45:00")

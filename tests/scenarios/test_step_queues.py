@@ -26,7 +26,8 @@ from perdure import (
     step,
 )
 from perdure.model.records import Entry, Kind
-from perdure.testing import Flows
+from perdure.testing import Flows, crash_everywhere, record, replay, simulate
+from perdure.testing.cluster import ClusterSystem
 from tests.support.clock import until
 from tests.support.world import World, eventually
 
@@ -507,15 +508,27 @@ async def test_it_may_be_captured_renamed_and_asked_for_side_by_side(world: Worl
 
 
 class Camera:
+    def __init__(self, place: str) -> None:
+        self.place = place
+
     @step(queue=GPU)
-    async def shoot(self) -> str:
-        return "picture"
+    async def shoot(self, lux: int) -> str:
+        return f"picture {self.place} at {lux}"
+
+
+@flow
+async def shoots() -> str:
+    return await Camera("here").shoot(5)
+
+
+async def test_a_method_runs_on_the_object_that_was_given_there(world: World) -> None:
+    await world.engine(queues=[GPU], steps=[Camera("there").shoot])
+    plain = await world.engine(shoots)
+    assert await plain.run(shoots, id="1") == "picture there at 5"
 
 
 @flow
 async def calls_what_cannot_be_elsewhere() -> None:
-    with pytest.raises(NotSupported, match="method"):
-        await Camera().shoot()
     for options in ({"retry": Retry()}, {"timeout": 3}, {"at_most_once": True}):
         with pytest.raises(NotSupported, match="give them to @step"):
             await render.options(**options)("a")  # type: ignore[arg-type]
@@ -538,7 +551,7 @@ async def test_what_would_mean_something_else_there_is_refused(world: World) -> 
 
 async def test_outside_flows_it_just_runs() -> None:
     assert await crop.options(queue=GPU)("x") == "crop of x"
-    assert await Camera().shoot() == "picture"
+    assert await Camera("x").shoot(1) == "picture x at 1"
 
 
 def test_what_is_no_step_or_named_twice_is_refused() -> None:
@@ -547,6 +560,8 @@ def test_what_is_no_step_or_named_twice_is_refused() -> None:
 
     with pytest.raises(TypeError, match="not a step"):
         Engine("memory://", steps=[len])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="bound to the object"):
+        Engine("memory://", steps=[Camera.shoot])
     with pytest.raises(ValueError, match="two steps are named 'render'"):
         Engine("memory://", steps=[render, another])
     with pytest.raises(ValueError, match="no step in it"):
@@ -563,3 +578,93 @@ async def test_in_the_fixture_all_queues_are_one() -> None:
         flows.stub(render, returns="a stub")
         assert await flows.run(renders, "dusk", id="2") == "a stub!"
         assert flows.steps("2") == ["render"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_recording_of_a_caller_is_replayed(world: World, ended: bool) -> None:
+    plain, _ = await pair(world, renders_two)
+    handle = await plain.start(renders_two, id="1", queue=None)
+    await world.parked(handle)
+    if ended:
+        await eventually(lambda: steps_of(world, handle), lambda found: len(found) == 2)
+        await handle.send("go on")
+        await handle.result()
+    found = await replay(await record(plain, renders_two, "1"), renders_two)
+    assert found.result == (["a at 1", "b at 1"] if ended else None)
+
+
+@pytest.mark.parametrize("name", ["lasts", "once"])
+async def test_a_recording_of_a_caller_that_waits_asks_for_what_it_waits_for(world: World, name: str) -> None:
+    plain, _ = await pair(world, asks)
+    await plain.start(asks, name, id="1")
+    await until(lambda: board.calls)
+    found = await replay(await record(plain, asks, "1"), asks)
+    assert (found.state, [one.partition(" (")[0] for one in found.asks_for]) == (None, [f"step {name}"])
+    board.go_on.set()
+
+
+@flow
+async def renders_with_a_child() -> list[str]:
+    return [await render("a"), await perdure.run(renders, "b", queue="other"), await render("c")]
+
+
+async def test_crashed_everywhere_a_step_on_a_queue_runs_where_its_flow_is() -> None:
+    result = await crash_everywhere(renders_with_a_child)
+    assert result == ["a at 1", "b at 7!", "c at 1"]
+
+
+# ---------------------------------------------------------------- whatever goes wrong
+
+
+done: dict[str, int] = {}
+
+
+@step(queue=GPU, retry=Retry(attempts=3, initial=1))
+async def counts_by_key(n: int) -> int:
+    info = current()
+    done[info.key] = n
+    await asyncio.sleep(n)
+    if info.attempt < n:
+        raise ConnectionError
+    return n
+
+
+@step(queue=GPU, at_most_once=True)
+async def counts_once(n: int) -> int:
+    await asyncio.sleep(n)
+    return n
+
+
+@flow
+async def films(n: int) -> list[int]:
+    found = [await counts_by_key(n)]
+    try:
+        async with asyncio.timeout(2 * n):
+            found += await asyncio.gather(counts_by_key(1), counts_by_key(2))
+    except TimeoutError:
+        found.append(-1)
+    try:
+        found.append(await counts_once(1))
+    except OutcomeUnknown:
+        found.append(0)
+    return [*found, await perdure.run(films, n - 1, queue=GPU)] if n else found
+
+
+async def starts_films(world: Any) -> None:
+    for n in range(3):
+        await world.start(films, n, id=str(n), queue=["", GPU][n % 2])
+
+
+def all_are_on_their_queues(world: Any) -> bool:
+    """Each step has run as an instance of its own."""
+    flows = {seen.flow for seen in world.instances}
+    return flows == {"films", "perdure.step:counts_by_key", "perdure.step:counts_once"}
+
+
+async def test_a_cluster_with_queues_comes_through_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClusterSystem, "queues", True)
+    found = await simulate(
+        starts_films, flows=[films], seeds=range(40), effects=done, invariant=all_are_on_their_queues,
+        queues=["", GPU], steps=[counts_by_key, counts_once],
+    )  # fmt: skip
+    assert found.seeds == 40

@@ -368,6 +368,7 @@ async def test_a_step_that_raises_cancelled_error_itself_has_failed(world: World
     assert await engine.run(catches, id="1", timeout=10) == "asyncio.exceptions:CancelledError"
 
 
+@pytest.mark.fault(43)
 async def test_a_result_that_cannot_be_encoded_fails_once_and_is_not_tried_again(world: World) -> None:
     ran: list[int] = []
 

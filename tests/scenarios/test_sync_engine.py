@@ -120,7 +120,8 @@ def remote() -> None:
 def test_every_option_reaches_the_engine() -> None:
     """Each option is given a value that is not its default, and the engine differs from a default one by all of them."""
     given = {
-        "flows": [adds], "steps": [remote], "execute": False, "max_resident": 7, "unload_after": 3, "max_running": 8, "retention": 5, "drain": 9,
+        "flows": [adds], "steps": [remote], "execute": False,
+        "max_resident": 7, "unload_after": 3, "max_running": 8, "retention": 5, "drain": 9,
         "retry": Retry(attempts=2), "codec": Reversed(), "payload_limit": 1000, "version": "v", "lease": 11, "stall_limit": 4,
         "kill_hung": True, "step_middleware": [passes_on], "queues": ["gpu"],
     }  # fmt: skip
@@ -152,6 +153,8 @@ def inside(value: Any) -> Any:
         return {name: inside(held) for name, held in vars(value).items()}
     if isinstance(value, Payloads):
         return {name: inside(getattr(value, name)) for name in Payloads.__slots__}
+    if isinstance(value, dict):
+        return {name: inside(held) for name, held in value.items()}
     return value if not callable(value) else None
 
 

@@ -19,6 +19,8 @@ async def due(world: World, handle: Any, seconds: float) -> None:
     )
 
 
+@pytest.mark.fault(35)
+@pytest.mark.peer(34)
 @pytest.mark.parametrize("unload", [False, True])
 async def test_a_flow_that_waits_fourteen_days(world: World, unload: bool) -> None:
     begun: list[int] = []
@@ -84,6 +86,7 @@ async def test_every_way_to_wait(world: World, wait: str) -> None:
     assert await handle.result(timeout=10) == 60
 
 
+@pytest.mark.fault(35)
 async def test_what_is_over_already_needs_no_waiting(world: World) -> None:
     @flow
     async def hurries() -> float:
@@ -99,6 +102,8 @@ async def test_what_is_over_already_needs_no_waiting(world: World) -> None:
     assert await engine.run(hurries, id="1", timeout=10) == 0
 
 
+@pytest.mark.fault(33)
+@pytest.mark.peer(14)
 async def test_an_instant_needs_a_time_zone(world: World) -> None:
     @flow
     async def naive() -> None:

@@ -158,6 +158,7 @@ async def test_it_gives_and_gets_what_decoding_gives(world: World) -> None:
     assert await engine.run(order, id="1", timeout=10) == [[1], [1, True]]
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("when", bank.WHENS)
 def test_a_process_that_is_killed_in_the_middle_has_paid_nothing(tmp_path: Path, when: str) -> None:
     path = tmp_path / "bank.db"
@@ -181,6 +182,7 @@ def test_a_process_that_is_killed_in_the_middle_has_paid_nothing(tmp_path: Path,
 # ---------------------------------------------------------------- faults
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("done", [False, True])
 async def test_an_answer_that_was_lost_is_looked_up(world: World, done: bool) -> None:
     paying = Counted()
@@ -252,6 +254,7 @@ async def test_a_lost_lease_repeats_nothing_that_was_written(world: World) -> No
     assert store.calls == 2
 
 
+@pytest.mark.fault(24)
 async def test_a_full_disk_is_waited_for(disk: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
     async def large(tx: Tx) -> int:
         await tx.execute("create table large(data blob)")

@@ -35,7 +35,7 @@ class Mysqld:
             self._as = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._settings = {"innodb_flush_log_at_trx_commit": 2, "innodb_buffer_pool_size": "64M", **settings}
+        self.settings = {"innodb_flush_log_at_trx_commit": 2, "innodb_buffer_pool_size": "64M", **settings}
         self._said = self._folder / "said"
         with self._said.open("wb") as said:
             subprocess.run(
@@ -52,7 +52,7 @@ class Mysqld:
             self._process = subprocess.Popen(
                 [str(PROGRAM), "--no-defaults", f"--datadir={self._folder}/data", f"--port={self._port}",
                  f"--socket={self._folder}/socket", "--bind-address=127.0.0.1", "--skip-log-bin",
-                 *(f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items())],
+                 *(f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items())],
                 cwd="/", stdout=said, stderr=said, **self._as,
             )  # fmt: skip
         end = time.monotonic() + STARTED_S

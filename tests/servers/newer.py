@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 from perdure import Engine
+from perdure.stores.mysql import schema as mysql
 from perdure.stores.open import open_store
 from perdure.stores.postgres import schema as postgres
 from perdure.stores.sqlite import schema as sqlite
@@ -27,6 +28,11 @@ POSTGRES = (
     " create table perdure.noted(one bigint)"
 )
 
+MYSQL = (
+    "alter table perdure_instance add column note text",
+    "create table if not exists perdure_noted(one bigint)",
+)
+
 
 def pause() -> int:
     """Called by SQLite, in the transaction."""
@@ -37,7 +43,7 @@ def pause() -> int:
 
 def be_newer() -> None:
     """From now on this process knows version 2."""
-    for module, text in ((sqlite, SQLITE), (postgres, POSTGRES)):
+    for module, text in ((sqlite, SQLITE), (postgres, POSTGRES), (mysql, MYSQL)):
         known: Any = module
         known.MIGRATIONS = (*module.MIGRATIONS, text)
         known.VERSION = len(known.MIGRATIONS)
@@ -49,6 +55,16 @@ def be_newer() -> None:
         return db
 
     sqlite.connect = connected
+    patched: Any = mysql
+    real = patched._step
+
+    async def stepped(db: Any, text: bytes) -> None:
+        if b"noted" in text:
+            print("migrating", flush=True)
+            await asyncio.sleep(PAUSE)
+        await real(db, text)
+
+    patched._step = stepped
 
 
 async def watched() -> None:

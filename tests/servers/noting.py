@@ -31,6 +31,7 @@ async def store(system: System) -> AsyncIterator[MysqlStore]:
     store = MysqlStore(URL[0], system)
     store._texts = Noting(store.address.prefix)
     await store.open()
+    note = "delete from conformance_note"
     tables = (f"delete from {store.address.prefix}{table}" for table in schema.TABLES)
-    await mysql_done(URL[0], "begin", *tables, "commit")
+    await mysql_done(URL[0], "begin", note, *tables, "commit")
     yield store

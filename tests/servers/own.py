@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import asyncpg
-import pytest
 
 from tests.servers.processes import BINARIES, Server, free_port, servant_of
+from tests.support.required import not_here
 
 
 class OwnServer(Server):
@@ -90,6 +90,8 @@ class Standby(OwnServer):
     """A server that follows another one, asynchronously."""
 
     def __init__(self, primary: OwnServer) -> None:
+        if not (primary._programs / "pg_basebackup").exists():
+            not_here("a standby of PostgreSQL", f"no pg_basebackup in {primary._programs}")
         self._programs = primary._programs
         self._folder = Path(tempfile.mkdtemp(prefix="perdure-pg-"))
         self._as = servant_of(self._folder)
@@ -104,7 +106,9 @@ class Standby(OwnServer):
 def need_binaries() -> None:
     """The programs of a PostgreSQL server are there; else the test is skipped."""
     if not (BINARIES / "initdb").exists():
-        pytest.skip(f"no PostgreSQL programs in {BINARIES}; name their folder by PERDURE_TEST_POSTGRES_BIN")
+        not_here(
+            "a PostgreSQL of the test's own", f"no programs in {BINARIES}; PERDURE_TEST_POSTGRES_BIN names the folder"
+        )
 
 
 def small_disk(folder: Path, size: str, owner: tuple[int, int]) -> None:
@@ -116,7 +120,7 @@ def small_disk(folder: Path, size: str, owner: tuple[int, int]) -> None:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr}")
+        not_here("a small disk", mounted.stderr.strip())
     os.chown(folder, *owner)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +24,7 @@ from tests.servers import worker
 from tests.servers.own import OwnServer, need_binaries
 from tests.servers.processes import Processes, journal, whole
 from tests.servers.proxy import Proxy
+from tests.support.required import not_here
 from tests.support.world import eventually
 
 ran: Counter[str] = Counter()
@@ -251,7 +253,7 @@ class Apart:
         self.host, self._own = f"10.213.{number}.1", f"10.213.{number}.2"
         made = ip("netns", "add", self.name)
         if made.returncode:
-            pytest.skip(f"no network of one's own can be made here: {made.stderr}")
+            not_here("a network of its own", made.stderr.strip())
         for args in (
             ("link", "add", self._out, "type", "veth", "peer", "name", self._in, "netns", self.name),
             ("addr", "add", f"{self.host}/30", "dev", self._out),
@@ -262,7 +264,7 @@ class Apart:
             done = ip(*args)
             if done.returncode:
                 self.end()
-                pytest.skip(f"no way into a network of one's own can be made here: {done.stderr}")
+                not_here("a way into a network of its own", done.stderr.strip())
 
     def cut(self, way: str) -> None:
         """What is sent that way does not arrive."""
@@ -370,3 +372,30 @@ async def test_messages_that_one_sends_through_two_engines_keep_their_order(url:
         await client.send(echo, "x", "first")
         await owner.send(echo, "x", "second")
         assert await handle.result(timeout=WAIT_S) == ["first", "second"]
+
+
+@pytest.mark.fault(4)
+@pytest.mark.peer(16, 43)
+async def test_a_start_that_is_cancelled_anywhere_leaves_nothing_behind(own: OwnServer, url: str) -> None:
+    async with Engine(url, execute=False):
+        pass  # the tables are there
+    ended = 0
+    for number in range(20):
+        engine = Engine(url, flows=[busy], lease=30)
+        starting = asyncio.ensure_future(engine.__aenter__())
+        await asyncio.wait([starting], timeout=number * 0.004)
+        starting.cancel()
+        await asyncio.wait([starting], timeout=5)
+        if not starting.cancelled():
+            starting.result()
+            await engine.__aexit__(None, None, None)
+            ended += 1
+    assert ended < 20
+    watcher = await asyncpg.connect(own.url)
+    try:
+        left = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        await eventually(lambda: watcher.fetchval(left), lambda count: count == 0)
+        assert await watcher.fetchval(f"select count(*) from {url.rpartition('=')[2]}.fence") == 0
+    finally:
+        await watcher.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("perdure")] == []

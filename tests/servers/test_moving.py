@@ -34,9 +34,11 @@ from perdure import (
 )
 from perdure.cli.commands import perdure
 from perdure.stores.moving import TABLES, Moved, copy
+from perdure.stores.mysql import MysqlStore
 from perdure.stores.open import open_store
 from perdure.stores.postgres import PostgresStore
-from perdure.stores.sqlite import SqliteStore, schema
+from perdure.stores.sqlite import SqliteStore
+from tests.servers.conftest import mysql_done
 from tests.support.clock import until
 from tests.support.world import World, eventually
 
@@ -207,10 +209,13 @@ def digests(found: Sequence[Moved]) -> dict[str, tuple[int, str]]:
     return {each.table: (each.rows, each.digest) for each in found}
 
 
-async def test_there_and_back_nothing_is_lost_or_changed(world: World, url: str, tmp_path: Path) -> None:
+async def test_there_and_back_nothing_is_lost_or_changed(
+    world: World, url: str, mysql_url: str, tmp_path: Path
+) -> None:
     await filled(world)
     there = await moved(SqliteStore(world.path), postgres(url, world))
-    back = await moved(postgres(url, world), SqliteStore(tmp_path / "back.db"))
+    await moved(postgres(url, world), MysqlStore(mysql_url))
+    back = await moved(MysqlStore(mysql_url), SqliteStore(tmp_path / "back.db"))
     again = await moved(SqliteStore(tmp_path / "back.db"), SqliteStore(tmp_path / "again.db"))
     assert all(each.same for each in [*there, *back, *again])
     assert digests(there) == digests(back) == digests(again)
@@ -219,16 +224,15 @@ async def test_there_and_back_nothing_is_lost_or_changed(world: World, url: str,
     assert all(held.values()), f"the test moves nothing of some tables: {held}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "there and back"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql", "postgresql mysql sqlite"])
 def way(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> list[Any]:
     """Stores that are gone through, one after the other."""
     kinds: dict[str, Callable[[], Any]] = {
         "sqlite": lambda: SqliteStore(tmp_path / "target.db", world.system),
         "postgresql": lambda: postgres(request.getfixturevalue("url"), world),
+        "mysql": lambda: MysqlStore(request.getfixturevalue("mysql_url"), world.system),
     }
-    return [
-        kinds[kind]() for kind in (["postgresql", "sqlite"] if request.param == "there and back" else [request.param])
-    ]
+    return [kinds[kind]() for kind in request.param.split()]
 
 
 async def test_an_engine_goes_on_where_the_other_one_was(world: World, way: list[Any]) -> None:
@@ -290,36 +294,54 @@ async def what_waited_goes_on(engine: Engine, world: World) -> None:
     await until(lambda: "work 77" in ran)
 
 
-async def test_every_column_of_every_table_is_moved_or_known_to_be_derived(world: World, url: str) -> None:
-    """Whoever adds a column says here whether it goes along."""
-    derived = {
-        "sqlite": {"fence": {"alive"}, "checked": {"one", "at"}},
-        "postgresql": {
-            "instance": {"watched"}, "inbox": {"nr"}, "early": {"nr"}, "fence": {"alive"}, "checked": {"one", "at"},
-            "lease": {"replica", "until", "server"}, "migration": {"version", "at"},
-            "place": {"flow", "id", "uid", "early", "gone", "gone_at", "state", "digest", "edit"},
-        },
-    }  # fmt: skip
-    db = apsw.Connection(":memory:")
-    for migration in schema.MIGRATIONS:
-        db.execute(migration)
-    columns = db.execute(
-        "select t.name, c.name from sqlite_schema t, pragma_table_info(t.name) c where t.type = 'table'"
-    )
-    there = {"sqlite": [(table, name) for table, name in columns if not table.startswith("sqlite")]}
-    store = postgres(url, world)
+PLACE = {"flow", "id", "uid", "early", "gone", "gone_at", "state", "digest", "edit"}
+LEASE = {"replica", "until", "server"}
+CHECKED = {"one", "at"}
+STAYS = {
+    "sqlite": {"fence": {"alive"}, "checked": CHECKED},
+    "url": {
+        "instance": {"watched"}, "inbox": {"nr"}, "early": {"nr"}, "fence": {"alive"}, "checked": CHECKED, "lease": LEASE,
+        "migration": {"version", "at"}, "place": PLACE,
+    },
+    "mysql_url": {
+        "instance": {"watched", "free_at", "rare"}, "entry": {"size"}, "inbox": {"nr", "once"}, "early": {"nr"},
+        "fence": {"alive"}, "checked": CHECKED, "lease": LEASE, "bell": {"name", "n"},
+        "migration": {"version", "steps", "done"}, "place": PLACE,
+    },
+}  # fmt: skip
+"""The columns that are not moved: what each store derives, or keeps of itself alone."""
+
+
+async def columns_at(place: str) -> set[tuple[str, str]]:
+    """The columns of all tables of the store, by the name that the table has in every store."""
+    store = store_at(place)
     await store.migrate()
+    named = "select table_name, column_name from information_schema.columns where table_schema = "
+    if place.startswith("sqlite"):
+        db = apsw.Connection(store.path)
+        found = db.execute(
+            "select t.name, c.name from sqlite_schema t, pragma_table_info(t.name) c where t.type = 'table'"
+        )
+        return {(table, column) for table, column in found if not table.startswith("sqlite")}
+    if place.startswith("mysql"):
+        rows = await mysql_done(place, named + "database()")
+        return {(table.removeprefix("perdure_"), column) for table, column in rows}
     connection = await asyncpg.connect(store.address.url)
-    rows = await connection.fetch(
-        "select table_name, column_name from information_schema.columns where table_schema = $1", store.address.schema
-    )
-    await connection.close()
-    there["postgresql"] = [(row[0], row[1]) for row in rows]
-    taken = {(table.name, column) for table in TABLES for column in table.columns}
-    for kind, known in derived.items():
-        made = {(table, name) for table, names in known.items() for name in names}
-        stays = {pair for pair in taken if pair[0] != "gone" or kind == "sqlite"}
-        assert set(there[kind]) == made | stays, kind
+    try:
+        return {(row[0], row[1]) for row in await connection.fetch(named + "$1", store.address.schema)}
+    finally:
+        await connection.close()
+
+
+async def test_every_column_is_moved_or_known_to_stay(place: str, request: pytest.FixtureRequest) -> None:
+    """Whoever adds a column says here whether it goes along."""
+    kind = request.node.callspec.params["place"]
+    moves = {(table.name, column) for table in TABLES for column in table.columns}
+    if kind != "sqlite":
+        moves = {pair for pair in moves if pair[0] != "gone"}  # it is kept in `place`
+    assert await columns_at(place) == moves | {
+        (table, column) for table, names in STAYS[kind].items() for column in names
+    }
 
 
 # -- what is refused
@@ -329,10 +351,10 @@ def store_at(place: str) -> Any:
     return open_store(place)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "url", "mysql_url"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a store that is not there yet."""
-    return f"sqlite:///{tmp_path / 'house.db'}" if request.param == "sqlite" else request.getfixturevalue("url")
+    return f"sqlite:///{tmp_path / 'house.db'}" if request.param == "sqlite" else request.getfixturevalue(request.param)
 
 
 async def some(place: str, count: int = 3) -> None:
@@ -363,7 +385,7 @@ async def test_a_target_that_holds_anything_is_refused_and_left_as_it_is(place: 
     source = f"sqlite:///{tmp_path / 'source.db'}"
     await some(source)
     await some(place)
-    with pytest.raises(NotOurs, match=r"is not empty \(there are rows in instance\)"):
+    with pytest.raises(NotOurs, match=r"not empty \(there are rows in instance\)"):
         await moved(store_at(source), store_at(place))
     await some(place)
 

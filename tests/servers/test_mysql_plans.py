@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -15,14 +14,18 @@ from perdure.stores.mysql.connection import connect, parse
 from perdure.testing.conformance import run
 from tests.servers import noting
 from tests.servers.conftest import mysql_done
+from tests.servers.mysqld import INSTALL, PROGRAM, Mysqld
+from tests.support.required import not_here
 
 MODULES: tuple[ModuleType, ...] = (writing, sending, editing, owning, quick, reading, transacting)
 SMALL = {"fence", "lease", "checked", "bell"}
 """One row for each replica."""
 WALKS = {"owning.OVERLOOKED", "owning.STRANDED"}
 """The safety polls, over what is short in health."""
+RARE = {"sending.WAKE_CALLED"}
+"""What only a race between two transactions needs: an insert by key."""
 ROWS = 5000
-TESTS = "test_agreement or test_transact or test_races or test_versions or test_owning or test_handover"
+TESTS = "test_agreement or test_transact or test_races or test_versions or test_owning or test_handover or results"
 
 
 def constants() -> Iterator[tuple[str, str]]:
@@ -38,16 +41,20 @@ NAMES = {text: name for name, text in constants()}
 
 
 @pytest.fixture(scope="module")
-def url(services: Any) -> Iterator[str]:
+def url() -> Iterator[str]:
     """A database in which the conformance suite was played, so that all statements are known."""
-    server = services.url("MariaDB or MySQL")
-    name = "perdure_test_plans"
-    asyncio.run(mysql_done(server, f"drop database if exists {name}", f"create database {name}"))
-    url = f"{server.rpartition('/')[0]}/{name}"
-    noting.URL[:] = [url]
-    assert run("tests.servers.noting:store", "-q", "-k", TESTS) == 0
-    yield url
-    asyncio.run(mysql_done(server, f"drop database {name}"))
+    if PROGRAM is None or INSTALL is None:
+        not_here("a MariaDB of the test's own", "no programs mariadbd and mariadb-install-db")
+    server = Mysqld(innodb_flush_log_at_trx_commit=0)
+    try:
+        server.start()
+        url = f"{server.url.rpartition('/')[0]}/plans"
+        asyncio.run(mysql_done(server.url, "create database plans", "create table plans.conformance_note(n integer)"))
+        noting.URL[:] = [url]
+        assert run("tests.servers.noting:store", "-q", "-k", TESTS) == 0
+        yield url
+    finally:
+        server.remove()
 
 
 async def fill(url: str) -> None:
@@ -87,13 +94,13 @@ async def wrong(url: str) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         for sql, text in noting.SEEN.items():
-            if not re.match(r"\(?(select|insert|update|delete) ", sql) or ";" in sql or NAMES.get(sql) in WALKS:
+            if sql not in NAMES or NAMES[sql] in WALKS or " values %s" in sql:
                 continue
             for row in (await connection.ask(b"explain " + text))[0][0]:
                 table, how, key = row[2], row[3], row[5]
-                derived = table is None or table.startswith("<") or table in ("v", "f", "l")
+                derived = table is None or table.startswith("<") or table in ("v", "f", "l", "perdure_fence")
                 if not derived and how in ("ALL", "index"):
-                    found[NAMES.get(sql, sql)] = f"{table} {how} {key}: {text[:400]!r}"
+                    found[NAMES[sql]] = f"{table} {how} {key}: {text[:400]!r}"
     finally:
         await connection.close()
     return found
@@ -102,7 +109,7 @@ async def wrong(url: str) -> dict[str, str]:
 @pytest.mark.timeout(180)
 async def test_no_statement_scans(url: str) -> None:
     unseen = {name for text, name in NAMES.items() if text not in noting.SEEN}
-    assert unseen == set()
+    assert unseen <= RARE
     assert await wrong(url) == {}, "with few rows"
     await fill(url)
     assert await wrong(url) == {}, "with many rows"

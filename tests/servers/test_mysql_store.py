@@ -13,9 +13,9 @@ from perdure.errors import CommitUnknown, EngineClosed, LeaseLost, NotOurs, Stor
 from perdure.model.records import Entry
 from perdure.model.tx import Tx
 from perdure.model.writes import Batch, Expose
-from perdure.stores.mysql import MysqlStore, schema
+from perdure.stores.mysql import MysqlStore, quick, schema, writing
 from perdure.stores.mysql.connection import Connection, connect, meant, parse
-from perdure.stores.mysql.literals import literal
+from perdure.stores.mysql.literals import Texts, literal, literals
 from perdure.stores.mysql.schema import VERSION
 from perdure.stores.open import open_store
 from perdure.testing.conformance.kit import LEASE, create, entry, finish, send, suspend, uid
@@ -219,8 +219,12 @@ async def test_a_value_that_is_larger_than_a_packet_is_refused_before_it_is_sent
 )
 async def test_literals_come_back_as_they_were(store: MysqlStore, value: Any) -> None:
     async with store._open().connection() as connection:
-        (((found,),), _) = (await connection.ask(b"select " + literal(value)))[0]
-    assert found == (value.decode() if isinstance(value, bytes) and value != bytes(range(256)) else value)
+        if isinstance(value, bytes | str):
+            (((found,),), _) = (await connection.ask(b"select hex(%s)" % literal(value)))[0]
+            assert bytes.fromhex(found) == (value if isinstance(value, bytes) else value.encode())
+        else:
+            (((found,),), _) = (await connection.ask(b"select " + literal(value)))[0]
+            assert found == value
 
 
 @pytest.mark.parametrize(
@@ -288,16 +292,17 @@ async def test_a_connection_lost_before_the_commit_is_made_good_unseen(store: My
             await asyncio.to_thread(cut.renew, "a", LEASE)
         proxy.refusing = False
         await cut.check()
-        assert len(await cut.inbox([uid(1)])) == 3
+        assert len((await cut.inbox([uid(1)]))[uid(1)]) == 3
     finally:
         await cut.close()
 
 
-async def test_raising_the_epoch_waits_for_a_transaction_that_holds_the_fence(
-    store: MysqlStore, beside: Connection
+@pytest.mark.parametrize("proof", [quick.FENCED, writing.FENCE], ids=["in one message", "in several"])
+async def test_raising_the_epoch_waits_for_a_transaction_that_has_proved_the_fence(
+    store: MysqlStore, beside: Connection, proof: str
 ) -> None:
     epoch = await store.join("a", LEASE)
-    await beside.ask(b"begin; select 1 from perdure_fence lock in share mode")
+    await beside.ask(b"begin;" + Texts(store.address.prefix).filled(proof, literals(("a", epoch))))
     raising = asyncio.ensure_future(store.raise_epoch("a", epoch))
     await asyncio.sleep(0.1)
     assert not raising.done()
@@ -305,13 +310,14 @@ async def test_raising_the_epoch_waits_for_a_transaction_that_holds_the_fence(
     assert await raising > epoch
 
 
+@pytest.mark.parametrize("general", [False, True], ids=["in one message", "in several"])
 async def test_what_holds_the_fence_for_too_long_makes_the_store_unavailable(
-    store: MysqlStore, beside: Connection
+    store: MysqlStore, beside: Connection, general: bool
 ) -> None:
     epoch = await store.join("a", 1.0)
     await beside.ask(b"begin; select 1 from perdure_fence for update")
-    with pytest.raises(StoreUnavailable):
-        await store.commit(Batch("a", epoch, [create(1), send(1, 1)], 1.0))
+    with pytest.raises((StoreUnavailable, CommitUnknown)):
+        await store.commit(Batch("a", epoch, [create(1), *([send(1, 1)] if general else [])], 1.0))
 
 
 async def test_a_deadlock_is_tried_again_unseen(store: MysqlStore, beside: Connection) -> None:
@@ -388,6 +394,23 @@ async def test_a_store_that_shall_not_listen_does_not(mysql_url: str) -> None:
     )
     assert (len(found), store.poll) == (1, 1.0)
     await store.close()
+
+
+async def test_without_the_table_in_memory_all_is_found_by_polling_and_the_lease(mysql_url: str) -> None:
+    store = MysqlStore(mysql_url)
+    await store.open()
+    await store.close()
+    await mysql_done(mysql_url, "drop table perdure_bell")
+    await store.open()
+    try:
+        epoch = await store.join("a", LEASE)
+        store.renew("a", LEASE)
+        assert await store.commit(Batch("a", epoch, [create(1, owned=False), send(2, 1)], 1.0))
+        assert (await store.reap("a", kill_hung=False)).taken == ()
+        assert store.poll == 1.0
+        assert len(await mysql_done(mysql_url, "select server from perdure_lease where server is null")) == 1
+    finally:
+        await store.close()
 
 
 # -- the user's transactions
@@ -506,3 +529,16 @@ async def test_a_deadlock_makes_the_work_be_done_again_whole(
     await doing
     assert tries == ["try", "try"]
     assert await mysql_done(mysql_url, "select text from note order by n") == [("a",), ("b",), ("x",), ("x",)]
+
+
+async def test_a_statement_that_takes_too_long_is_ended_on_the_server_too(notes: MysqlStore, mysql_url: str) -> None:
+    async def work(tx: Tx) -> Entry:
+        await tx.execute("insert into note(n) values (1)")
+        await tx.fetch("select sleep(30)")
+        return entry(1, 1)
+
+    with pytest.raises(TimeoutError):
+        await notes.transact("a", 1, work, limit=0.2)
+    assert await notes.raise_epoch("a", 1) == 2  # the fence is free
+    assert await mysql_done(mysql_url, "select count(*) from note") == [(0,)]
+    notes.renew("a", LEASE)

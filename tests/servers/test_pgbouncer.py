@@ -46,6 +46,7 @@ async def store(pooled: str) -> AsyncIterator[PostgresStore]:
 # -- engines
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("said", ["", "&pooler=on"], ids=["unsaid", "said"])
 async def test_a_killed_process_is_taken_over_by_its_lease(tmp_path: Path, pooled: str, said: str) -> None:
     processes = Processes(tmp_path, pooled + said)
@@ -87,6 +88,7 @@ async def notes(schema: str, count: int) -> list[int]:
     return [await transaction(note, schema, await number(i)) for i in range(count)]
 
 
+@pytest.mark.fault(19)
 async def test_transactions_and_their_entries_are_made_once(url: str, pooled: str) -> None:
     async with Engine(pooled, flows=[notes]) as engine:
         store = engine._store
@@ -114,6 +116,7 @@ async def test_two_sessions_of_the_server_are_enough_for_many_flows(postgresql: 
             assert [await handle.result(timeout=WAIT_S) for handle in handles] == [10] * 200
 
 
+@pytest.mark.fault(19)
 async def test_a_pooler_that_is_killed_and_started_again_loses_nothing(postgresql: str, url: str) -> None:
     with ExitStack() as stack:
         again = stack.enter_context(ExitStack())
@@ -147,6 +150,7 @@ LEFT = (
 )
 
 
+@pytest.mark.fault(19)
 async def test_a_pooler_that_the_url_does_not_tell_of_is_noticed(pooled: str, caplog: pytest.LogCaptureFixture) -> None:
     store = PostgresStore(pooled)
     with caplog.at_level(logging.WARNING, "perdure"):

@@ -58,6 +58,8 @@ async def test_two_processes_share_the_work_and_send_to_each_other(processes: Pr
     assert len(steps) == len(set(steps)) == 20 * 5 + 4 * 4 * 2 + 4 * 2
 
 
+@pytest.mark.fault(1)
+@pytest.mark.peer(2)
 @pytest.mark.parametrize("lease", [2, 30], ids=["by its lease or before", "long before its lease is over"])
 async def test_a_killed_process_is_taken_over(processes: Processes, client: Engine, lease: float) -> None:
     first = processes.start(lease)
@@ -71,6 +73,8 @@ async def test_a_killed_process_is_taken_over(processes: Processes, client: Engi
     assert len(processes.done) <= 40 * 10 + 10
 
 
+@pytest.mark.fault(3)
+@pytest.mark.peer(5, 27, 31)
 async def test_a_stopped_process_is_taken_over_and_writes_nothing_more(processes: Processes, client: Engine) -> None:
     first = processes.start(1)
     handles = [await client.start(worker.busy, 60, id=str(i)) for i in range(5)]
@@ -90,6 +94,8 @@ async def test_a_stopped_process_is_taken_over_and_writes_nothing_more(processes
     await whole(client, handles, 60)
 
 
+@pytest.mark.fault(12)
+@pytest.mark.peer(1, 41, 42)
 async def test_connections_that_are_cut_off_again_and_again_lose_nothing(processes: Processes, client: Engine) -> None:
     processes.start(3)
     processes.start(3)
@@ -124,6 +130,8 @@ def own_server() -> Iterator[Server]:
     server.remove()
 
 
+@pytest.mark.fault(10, 11)
+@pytest.mark.peer(1, 31)
 @pytest.mark.parametrize("mode", ["immediate", "fast"])
 async def test_a_server_that_is_restarted_loses_nothing_and_moves_nothing(
     tmp_path: Path, own_server: Server, mode: str

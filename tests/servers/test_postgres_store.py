@@ -98,6 +98,7 @@ async def test_another_programs_tables_are_refused(url: str, table: str) -> None
         await store.open()
 
 
+@pytest.mark.fault(17, 25)
 async def test_a_schema_that_is_there_needs_no_right_to_make_one(store: PostgresStore) -> None:
     readonly = PostgresStore(
         f"{store.address.url}&schema={store.address.schema}&default_transaction_read_only=on&notify=off"
@@ -114,6 +115,7 @@ async def test_a_schema_that_is_there_needs_no_right_to_make_one(store: Postgres
 # -- what is refused
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("bad", ["nul\0", "\ud800"])
 async def test_data_that_the_server_never_takes_is_refused(store: PostgresStore, bad: str) -> None:
     epoch = await store.join("a", LEASE)
@@ -128,6 +130,7 @@ async def test_data_that_the_server_never_takes_is_refused(store: PostgresStore,
 # -- commits whose answer is lost
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("general", [False, True], ids=["in one statement", "in several"])
 async def test_a_commit_whose_answer_is_lost_is_settled_by_the_epoch(
     store: PostgresStore, proxy: Proxy, general: bool
@@ -155,6 +158,7 @@ async def test_a_commit_whose_answer_is_lost_is_settled_by_the_epoch(
         await cut.close()
 
 
+@pytest.mark.fault(11, 12)
 async def test_a_connection_lost_before_the_commit_is_made_good_unseen(store: PostgresStore, proxy: Proxy) -> None:
     cut = PostgresStore(f"{parse(proxy.url).url}&schema={store.address.schema}&notify=off")
     await cut.open()
@@ -180,6 +184,7 @@ async def test_a_connection_lost_before_the_commit_is_made_good_unseen(store: Po
         await cut.close()
 
 
+@pytest.mark.fault(3, 14)
 async def test_raising_the_epoch_waits_for_a_transaction_that_holds_the_fence(store: PostgresStore) -> None:
     epoch = await store.join("a", LEASE)
     other = await asyncpg.connect(store.address.url)
@@ -195,6 +200,7 @@ async def test_raising_the_epoch_waits_for_a_transaction_that_holds_the_fence(st
         await other.close()
 
 
+@pytest.mark.fault(15, 18)
 async def test_what_holds_the_fence_for_too_long_makes_the_store_unavailable(store: PostgresStore) -> None:
     epoch = await store.join("a", 1.0)
     other = await asyncpg.connect(store.address.url)
@@ -210,6 +216,8 @@ async def test_what_holds_the_fence_for_too_long_makes_the_store_unavailable(sto
 # -- leases
 
 
+@pytest.mark.fault(21)
+@pytest.mark.peer(40)
 async def test_a_lease_counts_by_the_clock_of_the_database(store: PostgresStore) -> None:
     await store.join("a", 5.0)
     at = store.renew("a", 5.0)
@@ -220,6 +228,7 @@ async def test_a_lease_counts_by_the_clock_of_the_database(store: PostgresStore)
     assert 0 <= now - at < 1.0
 
 
+@pytest.mark.fault(10)
 async def test_after_an_outage_nobody_judges_before_a_full_lease(store: PostgresStore) -> None:
     await store.join("dead", 0.05)
     await store.join("b", 1.0)

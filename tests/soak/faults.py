@@ -54,7 +54,7 @@ def _processes(chance: random.Random, replicas: int, lease: float) -> Iterator[F
 def _database(chance: random.Random, lease: float) -> Iterator[Fault]:
     at = 1.0
     while True:
-        at += chance.uniform(1.5, 5.0)
+        at += chance.uniform(2.0, 7.0)
         kind = chance.choice(DATABASE)
         # Now and then it is away for longer than a lease lasts.
         lasts = 0.0 if kind == "cut" else chance.uniform(0.0, 1.0) if chance.random() < 0.85 else 1.3 * lease

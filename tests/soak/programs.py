@@ -48,6 +48,9 @@ TABLE = "perdure_soak"
 """The table of the soak's own, beside the engine's: `transaction` writes there."""
 
 
+TRIES: Final = 50
+
+
 @dataclass
 class Add:
     n: int
@@ -456,11 +459,7 @@ async def do_patched(node: Node) -> Any:
 
 
 async def do_transaction(node: Node) -> Any:
-    while True:
-        try:
-            return await transaction(written, node["at"], node["n"])
-        except TimeoutError:  # the process was stopped in it, say: nothing was written, and it may be done again
-            continue
+    return await in_time(written, node["at"], node["n"])
 
 
 async def do_fails(node: Node) -> NoReturn:
@@ -480,6 +479,18 @@ async def do_waits(node: Node) -> NoReturn:
 # ---------------------------------------------------------------- transactions
 
 
+async def in_time(work: Any, *args: Any) -> Any:
+    """What the transaction gives, made again if it took too long: the process was stopped in it, or the machine is slow.
+    Nothing was written then.
+    """
+    for _ in range(TRIES):
+        try:
+            return await transaction(work, *args)
+        except TimeoutError:
+            await delay(0.2)
+    return await transaction(work, *args)
+
+
 async def written(tx: Tx, place: str, n: int) -> int:
     # The values are in the text: how a parameter is written differs from database to database.
     await tx.execute(f"insert into {TABLE} (place, n) values ('{place}', {n})")
@@ -489,7 +500,7 @@ async def written(tx: Tx, place: str, n: int) -> int:
 @flow(name="soak.prepare")
 async def prepare() -> None:
     """The soak's table is there."""
-    await transaction(_prepared)
+    await in_time(_prepared)
 
 
 async def _prepared(tx: Tx) -> None:
@@ -499,7 +510,7 @@ async def _prepared(tx: Tx) -> None:
 @flow(name="soak.rows")
 async def rows(prefix: str) -> list[tuple[str, int]]:
     """What is in the table at places that begin so."""
-    return await transaction(_rows, prefix)
+    return await in_time(_rows, prefix)
 
 
 async def _rows(tx: Tx, prefix: str) -> list[tuple[str, int]]:

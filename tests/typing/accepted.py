@@ -135,17 +135,22 @@ async def fan_out(items: list[str]) -> int:
 @flow(name="invoice", version="2", timeout=timedelta(days=30))
 async def invoice(order: Order, copies: int = 1) -> str: return ""
 
+@step(queue="gpu", timeout=60)
+async def render(order: Order) -> bytes: return b""
+
 @flow
 async def parent(orders: list[Order]) -> None:
     assert_type(await invoice(orders[0], copies=2), str)
     child = await start(invoice, orders[0], id="inv-1", detached=True)
     assert_type(child, Handle[str])
     assert_type(await child.result(), str)
-    many = await start_many(invoice, [(o.id, o, 1) for o in orders])
+    many = await start_many(invoice, [(o.id, o, 1) for o in orders], queue="gpu")
     assert_type([await h.result() for h in many], list[str])
     assert_type(await start(invoice, orders[0]), Handle[str])
     assert_type(await start("HelloOrchestrator", "World"), Handle[Any])
-    assert_type(await perdure.run(invoice, orders[0]), str)
+    assert_type(await start(invoice, orders[0], queue="gpu"), Handle[str])
+    assert_type(await perdure.run(invoice, orders[0], queue=""), str)
+    assert_type(await render.options(queue=None)(orders[0]), bytes)
     assert_type(handle(invoice, "inv-1"), Handle[str])
     assert_type(handle("invoice", "inv-1"), Handle[Any])
     await perdure.send(order_flow, "o-1", FundsReserved("o-1"))
@@ -201,7 +206,7 @@ class OrderSteps:
     async def verify(self, order: Order) -> bool: return True
     @step(retry=Retry(attempts=5, initial=10, backoff=2.0, give_up_on=(ValueError,)), timeout=timedelta(minutes=5))
     async def ship(self, order: Order) -> str: return ""
-    @step
+    @step(queue="gpu")
     def render(self, order: Order) -> bytes: return b""
 
 steps = OrderSteps(None)
@@ -236,7 +241,8 @@ async def outside(order: Order) -> None:
         assert_type(await handle.result(timeout=60), str)
         await handle.send(FundsCaptured("x", Decimal(1)), key="event-17")
         await engine.start(invoice, order, id="i-1")                       # copies has a default
-        await engine.start(invoice, order, 2, id="i-1", after=timedelta(days=1))
+        await engine.start(invoice, order, 2, id="i-1", after=timedelta(days=1), queue="gpu")
+        assert_type(await engine.run(invoice, order, id="i-1", queue="gpu"), str)
         await engine.start(invoice, order, 2, id="i-1", at=datetime.fromisoformat("2030-01-01T00:00:00Z"))
         assert_type(await engine.run(partial(invoice, order, copies=3), id="i-2"), str)
         assert_type(await engine.run(order_flow, order, id="1", timeout=30), str)
@@ -283,6 +289,7 @@ async def outside(order: Order) -> None:
 
 async def worker() -> None:
     engine = Engine("sqlite:///orders.db", flows=[order_flow], max_resident=100, unload_after=60, drain=timedelta(seconds=5), retry=Retry())
+    Engine("sqlite:///orders.db", queues=["", "gpu"], steps=[render, steps.render])
     async with engine:
         await engine.serve()
 

@@ -123,6 +123,7 @@ async def sets_of_tasks() -> list[list[str]]:
     return [*orders, ended]
 
 
+@pytest.mark.fault(50)
 async def test_sets_of_tasks_iterate_alike_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(System, "new_uid", lambda _: b"the same instance")  # the order is the instance's own
     first = await run(sets_of_tasks)
@@ -165,6 +166,7 @@ async def as_completed_over_coroutines(original: bool) -> list[str]:
     return [await future for future in completed([branch(i) for i in range(8)])]
 
 
+@pytest.mark.fault(50)
 async def test_as_completed_makes_its_tasks_in_the_order_given() -> None:
     bench = Bench((as_completed_over_coroutines,))
     async with bench.engine() as engine:
@@ -474,6 +476,8 @@ async def waits_in_a_generator() -> None:
         await receive(Go)
 
 
+@pytest.mark.fault(48)
+@pytest.mark.peer(17)
 async def test_a_generator_that_is_unloaded_has_no_effect_outside_the_flow() -> None:
     bench = Bench((waits_in_a_generator,))
     for _ in range(3):

@@ -120,6 +120,7 @@ async def test_a_newer_store_is_refused(path: Path) -> None:
         await opened_and_closed(path)
 
 
+@pytest.mark.fault(26)
 async def test_a_damaged_file_is_refused_and_left_alone(path: Path) -> None:
     store = SqliteStore(path)
     await store.open()
@@ -152,6 +153,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.fault(25)
 async def test_a_read_only_directory_is_named(small_disk: Path) -> None:
     await opened_and_closed(small_disk / "x.db")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -161,6 +163,7 @@ async def test_a_read_only_directory_is_named(small_disk: Path) -> None:
         await opened_and_closed(small_disk / "new.db")
 
 
+@pytest.mark.fault(24)
 async def test_a_full_disk_refuses_whole_batches_and_goes_on_when_there_is_room(small_disk: Path) -> None:
     store = SqliteStore(small_disk / "x.db")
     await store.open()
@@ -182,6 +185,7 @@ async def test_a_full_disk_refuses_whole_batches_and_goes_on_when_there_is_room(
 # -- while open
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_a_file_deleted_or_replaced_while_open_acknowledges_nothing_more(
     store: SqliteStore, path: Path, replaced: bool
@@ -205,12 +209,14 @@ async def test_a_check_sees_a_deleted_file_at_once(store: SqliteStore, path: Pat
         await store.check()
 
 
+@pytest.mark.fault(27)
 async def test_a_log_deleted_while_open_is_seen(store: SqliteStore, path: Path) -> None:
     Path(f"{path}-wal").unlink()
     with pytest.raises(StoreUnavailable, match="deleted or replaced"):
         await store.check()
 
 
+@pytest.mark.fault(22)
 async def test_a_lock_held_by_another_is_waited_for_and_then_named(store: SqliteStore, path: Path) -> None:
     other = apsw.Connection(str(path))
     other.execute("begin immediate")
@@ -258,6 +264,7 @@ class FailingCommit:
         return self._db.execute(text, values)
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_disk_that_fails_in_the_commit_is_an_unknown_outcome(store: SqliteStore, after: bool) -> None:
     epoch = await store.join("a", 10.0)

@@ -135,6 +135,7 @@ async def test_a_killed_process_is_taken_over_at_once(mine: SqliteStore, peer: S
     assert [p.name for p in Path(f"{mine.path}-replicas").glob("*.replica")] == ["me.replica"]
 
 
+@pytest.mark.fault(7)
 async def test_a_forked_child_does_not_keep_its_dead_parent_alive(mine: SqliteStore, peer: Starter) -> None:
     other = peer("other", "open", "join", "create 1", "fork")
     other.killed()
@@ -156,6 +157,8 @@ async def test_a_process_killed_in_mid_transaction_leaves_nothing_locked(mine: S
     await mine.check()
 
 
+@pytest.mark.fault(3)
+@pytest.mark.peer(5)
 async def test_a_stopped_process_is_taken_over_by_its_lease_and_writes_nothing_more(
     mine: SqliteStore, peer: Starter
 ) -> None:
@@ -173,6 +176,7 @@ async def test_a_stopped_process_is_taken_over_by_its_lease_and_writes_nothing_m
     assert [e.seq for e in loaded.entries] == [0]
 
 
+@pytest.mark.fault(22)
 async def test_a_process_stopped_in_mid_transaction_is_named_by_pid(mine: SqliteStore, peer: Starter) -> None:
     other = peer("other", "open", "join", "create 1")
     assert other.do("hold") == "ok"
@@ -236,6 +240,7 @@ async def test_a_process_that_stands_in_the_turnstile_stops_nobody(mine: SqliteS
     assert clock.monotonic() - begin < 5  # patience ends once, not twenty times
 
 
+@pytest.mark.fault(22, 23)
 async def test_writers_take_turns(peer: Starter) -> None:
     peers = [peer(f"p{n}", "open", "join") for n in range(3)]
     for one in peers:
@@ -259,6 +264,7 @@ async def test_processes_are_told_of_each_other(mine: SqliteStore, peer: Starter
         await told.wait()
 
 
+@pytest.mark.fault(28)
 async def test_many_processes_make_one_new_file(path: Path, peer: Starter) -> None:
     peers = [peer(f"p{n}") for n in range(4)]
     for one in peers:
@@ -270,6 +276,7 @@ async def test_many_processes_make_one_new_file(path: Path, peer: Starter) -> No
     await store.close()
 
 
+@pytest.mark.fault(1)
 async def test_a_process_killed_at_any_instant_leaves_whole_batches(mine: SqliteStore, peer: Starter) -> None:
     for _ in range(5):
         other = peer(f"p{os.urandom(4).hex()}", "open", "join")
@@ -293,6 +300,8 @@ async def test_a_process_killed_at_any_instant_leaves_whole_batches(mine: Sqlite
     assert len((await mine.reap("me", kill_hung=False)).taken) == 5
 
 
+@pytest.mark.fault(28)
+@pytest.mark.peer(2)
 async def test_a_replica_id_is_held_by_one_process(mine: SqliteStore, peer: Starter) -> None:
     peer("other", "open", "join")
     with pytest.raises(LeaseLost):

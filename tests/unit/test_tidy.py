@@ -19,6 +19,7 @@ SRC = ROOT / "src" / "perdure"
 FILE_LINES = 600
 FUNCTION_LINES = 70
 CORE_STATEMENTS = 9_700  # engine, api, model, memory and SQLite: 6,500 run flows, the rest mends and keeps them
+MYSQL_STATEMENTS = 2_500
 POSTGRES_STATEMENTS = 2_300
 
 PUBLIC_NAMES = [
@@ -148,8 +149,10 @@ def test_no_function_is_too_long() -> None:
 def test_the_core_stays_small() -> None:
     core = list(sources("engine", "api", "stores", "model"))
     postgres = [file for file in core if "postgres" in file.parts]
+    mysql = [file for file in core if "mysql" in file.parts]
+    assert sum(map(statements, mysql)) < MYSQL_STATEMENTS
     assert sum(map(statements, postgres)) < POSTGRES_STATEMENTS
-    assert sum(map(statements, set(core) - set(postgres))) < CORE_STATEMENTS
+    assert sum(map(statements, set(core) - {*postgres, *mysql})) < CORE_STATEMENTS
 
 
 def statements(file: Path) -> int:

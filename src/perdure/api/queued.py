@@ -5,7 +5,6 @@ The caller's side, which makes an instance of it and takes its outcome, is `engi
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterable
 from types import ModuleType
@@ -21,7 +20,6 @@ def flow_name(step: str) -> str:
     return f"perdure.step:{step}"
 
 
-@functools.cache  # two engines of one program have the same flow
 def step_flow(step: Step[..., Any]) -> FlowFunction[..., Any]:
     """The flow: it runs the step once, with the step's own policy and the caller's idempotency key."""
     spec = step.spec
@@ -37,7 +35,7 @@ def step_flows(steps: Iterable[Step[..., Any] | ModuleType]) -> dict[str, FlowFu
     """These steps, or all of a module, as flows by name.
 
     Raises:
-        TypeError: something is not a step.
+        TypeError: something is not a step, or is a method without its object.
         ValueError: two steps have the same name, or a module has none.
     """
     found: dict[str, Step[..., Any]] = {}
@@ -51,6 +49,8 @@ def step_flows(steps: Iterable[Step[..., Any] | ModuleType]) -> dict[str, FlowFu
         else:
             raise TypeError(f"{item!r} is not a step; decorate it with @step")
         for step in members:
+            if next(iter(inspect.signature(step.fn).parameters), "") == "self":  # which a bound one does not show
+                raise TypeError(f"{step!r} is a method; give it bound to the object that it shall run on here")
             if found.setdefault(step.name, step) is not step:
                 raise ValueError(f"two steps are named {step.name!r}; give one of them another name=")
     return {flow_name(name): step_flow(step) for name, step in found.items()}

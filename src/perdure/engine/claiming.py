@@ -307,10 +307,10 @@ class Claims:
         cancel = next((m for m in loaded.inbox if m.kind == MessageKind.CANCEL), None)
         begun = loaded.more or (bool(loaded.entries) and loaded.entries[-1].seq >= 0)
         if cancel is not None and (flow is None or before.state is State.BLOCKED or not begun):
-            self._cancel_without_code(before, cancel)
+            self._cancel_without_code(loaded.instance, cancel)
             return
         if flow is None:
-            release = Release(before.uid, before.term + 1, before.state, before.due_at, (), before.reason, before.version)
+            release = Release(before.uid, loaded.instance.term, before.state, before.due_at, (), before.reason, before.version)
             self._scheduler.leaving.give_back(release)
             return
         if not begun:
@@ -326,4 +326,4 @@ class Claims:
         execution.had_waited = before.state is State.SUSPENDED
 
     def _cancel_without_code(self, instance: Instance, request: Message) -> None:
-        self._committer.write(Finish(instance.uid, instance.term + 1, State.CANCELLED, request.body, self._now(), children=True))
+        self._committer.write(Finish(instance.uid, instance.term, State.CANCELLED, request.body, self._now(), children=True))

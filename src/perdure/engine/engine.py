@@ -139,7 +139,11 @@ class Engine(AbstractAsyncContextManager["Engine"]):
             raise EngineClosed("an engine is entered once; make a new one")
         self._entered = True
         self._real = asyncio.get_running_loop()
-        _, version = await asyncio.gather(self._store.open(), self._identity())  # the one waits for the disk
+        try:
+            _, version = await asyncio.gather(self._store.open(), self._identity())  # the one waits for the disk
+        except BaseException:
+            await self._store.close()
+            raise
         collector.engine_started()
         self._settings = replace(self._settings, version=version)
         self._requests = Requests(self._payloads, self._flows, self._store.system, execute=self._execute)

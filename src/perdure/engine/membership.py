@@ -56,6 +56,8 @@ class Membership:
         self.waiters = Waiters(store, self.is_resident)
         self.committer = Committer(store, self, self.real)
         self.replica: Replica | None = None
+        self._joining: Replica | None = None
+        """What has begun to join: it leaves too if it is cut off."""
         self.scheduler: Scheduler | None = None
         self.paused: str | None = None
         """Why the store takes no writes now."""
@@ -90,9 +92,11 @@ class Membership:
             flows=settings.lanes(self._flows),
             running=self._blocking,
         )  # fmt: skip
+        self._joining = replica
         await replica.join()
         committer = Committer(self._store, self, self.real, replica.id, replica.epoch)
         self.replica, self.committer, self.lost_error, self.paused = replica, committer, None, None
+        self._joining = None
         await self._reap()
         self.scheduler = Scheduler(
             self._store, committer, replica, self._timers, self.waiters, self._payloads, self._flows, settings,
@@ -163,13 +167,17 @@ class Membership:
         self._timers.close()
         if self.scheduler is not None:
             self.scheduler.close()
-        if self.replica is not None:
-            await self.replica.stop()
-            if not self.replica.gone:
-                try:
-                    await self._store.leave(self.replica.id)
-                except PerdureError as away:  # it may also be that the answer was lost
-                    logger.warning("the store is away; others take over when the lease is over: %s", away)
+        for replica in (self.replica, self._joining):
+            if replica is not None:
+                await self._leave(replica)
+
+    async def _leave(self, replica: Replica) -> None:
+        await replica.stop()
+        if not replica.gone:
+            try:
+                await self._store.leave(replica.id)
+            except PerdureError as away:  # it may also be that the answer was lost
+                logger.warning("the store is away; others take over when the lease is over: %s", away)
 
     # ------------------------------------------------------------ what committer, replica and store tell
 
@@ -282,7 +290,7 @@ class Membership:
         assert self.replica is not None  # noqa: S101
         try:
             reaped = await self._store.reap(self.replica.id, kill_hung=self._settings.kill_hung)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, CommitUnknown) as error:
             logger.debug("other replicas cannot be looked at now: %s", error)
             return
         except Exception:

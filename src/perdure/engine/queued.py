@@ -6,7 +6,6 @@ and its pending row says which one it is: whoever goes on with the caller waits 
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -33,15 +32,11 @@ def check_sendable(spec: StepSpec, args: tuple[Any, ...], kwargs: Mapping[str, A
     """The call means the same on another replica.
 
     Raises:
-        NotSupported: it is a method, or was given another policy for this call than the one it is registered with.
+        NotSupported: it was given another policy for this call than the one it is registered with.
         NotEncodable: an argument cannot be kept.
         ValueError, TypeError: the queue's name is none.
     """
     check_queue(spec.queue)
-    if inspect.ismethod(spec.fn):
-        raise NotSupported(
-            f"step {spec.name} is a method, and its object is not where queue {spec.queue!r} is served; make it a function"
-        )
     if not spec.as_registered:
         raise NotSupported(
             f"step {spec.name} on queue {spec.queue!r} runs as it is registered there: retry=, at_most_once=, timeout= and "

@@ -71,7 +71,10 @@ class TransactionOp(Op):
             except (Exception, GeneratorExit) as error:  # the latter closes a work that awaited something else
                 self.own_error = error
                 raise
-            except BaseException as error:  # the work's own: it asks neither this task nor this program to end
+            except BaseException as error:
+                if _asked_to_end():
+                    raise
+                # the work's own: it asks neither this task nor this program to end
                 raise StepFailed(type(error).__name__, str(error), traceback.format_exc()) from error
             outcome, _ = run.payloads.round_trip(value, self.name)
             return Entry(
@@ -112,6 +115,15 @@ class TransactionOp(Op):
         self.state = DELIVERED
         self.give()
         return True
+
+
+def _asked_to_end() -> bool:
+    """Whether it is cut off from outside: its time is over, or the engine's. SQLite's thread runs it in no task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 async def transact(op: TransactionOp, store: Store, committer: Committer, replica: str, limit: float) -> Entry:

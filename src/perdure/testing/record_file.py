@@ -197,7 +197,7 @@ def _loaded(file: _File) -> Loaded:
     """The records that the file stands for. Raises ValueError if they could not have been recorded."""
     row = file.instance
     uid, run = bytes.fromhex(row.uid), row.run
-    fixed = {"owner": None, "waiting": False, "lane": row.flow}  # where it ran is of no account
+    fixed = {"owner": None, "waiting": False, "lane": row.flow, "term": 0}  # who ran it, and where
     if row.arguments is UNSET and row.arguments_base64 is UNSET:
         raise ValueError("the instance has no arguments")
     instance = _record(Instance, row, fixed, "arguments", "first", "outcome")

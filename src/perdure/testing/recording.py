@@ -134,7 +134,7 @@ async def _recorded(store: Store, flow: str, id: str) -> Recording:
         entries = [*entries, *page]
     parents = [] if row.parent is None else await store.instances([row.parent])
     inbox = [message for message in loaded.inbox if message.kind != MessageKind.EVICT]  # the engine's own affair
-    row = replace(row, state=shown(row), owner=None, waiting=False)
+    row = replace(row, state=shown(row), owner=None, waiting=False, lane=row.flow, term=0)  # nor are these
     return Recording(Loaded(row, entries, loaded.pending, inbox), next(((p.flow, p.id) for p in parents), None))
 
 

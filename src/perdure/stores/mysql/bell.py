@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("perdure")
 
 EVERYBODY: Final = "*"
+NOBODY: Final = ""
 LOOK_SECONDS: Final = 0.05
 """Between two looks."""
 PAUSE_SECONDS: Final = 0.005
@@ -94,7 +95,8 @@ class Bell:
         while True:
             try:
                 self._connection = await connect(self._address, self._timeout)
-                await self._asked(LOOK, [EVERYBODY])
+                async with self._turn:
+                    await self._sent(self._texts.filled(RING, [literal(NOBODY)]))  # whether it can be written
                 self._seen = {}
                 self.hears = True
                 self._heard()  # what was said before
@@ -133,6 +135,7 @@ class Bell:
                 await self._looked(frozenset({EVERYBODY}) if EVERYBODY in told else told)
                 await asyncio.sleep(PAUSE_SECONDS)
         except Exception as error:
+            self.hears = False  # who cannot tell others must not count on being told
             logger.debug("other replicas could not be told: %s", error)
         finally:
             self._ringing = None

@@ -7,6 +7,7 @@ has died. It knows the row of the lease, the name of the lock, and nothing else 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import TimeoutError as TooLate
 from typing import TYPE_CHECKING, Final
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from perdure.stores.mysql.connection import Address, Connection, Row
     from perdure.stores.mysql.literals import Texts
 
+logger = logging.getLogger("perdure")
+
 PART: Final = 0.4
 """So much of a lease may one renewal take."""
 CLOSE_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 3600
+"""The lock must not come free between two renewals, however long the lease."""
 HOLD_TRIES: Final = 5
 HOLD_SECONDS: Final = 0.01
 AGAIN_SECONDS: Final = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -56,8 +61,8 @@ class Beside:
         self._stopped = False
         self._connection: Connection | None = None
         self._replicas: set[str] = set()
-        self._servers: dict[str, str] = {}
-        """In which life of the server the connection holds the lock of each replica."""
+        self._servers: dict[str, str | None] = {}
+        """In which life of the server the connection holds the lock of each replica; None: it cannot, the lease is all."""
         self._watching: asyncio.Task[None] | None = None
         self.outages = 0
         """How often the connection was lost or could not be made."""
@@ -174,7 +179,7 @@ class Beside:
         if self._connection is not None and self._connection.closed:
             self._drop()
         if self._connection is None:
-            self._connection = await connect(self._address, timeout)
+            self._connection = await connect(self._address, timeout, idle=IDLE_SECONDS)
             if self._watching is None:
                 self._watching = asyncio.get_running_loop().create_task(self._watch())
         return self._connection
@@ -184,12 +189,18 @@ class Beside:
         if replica in self._servers:
             return
         self._replicas.add(replica)
-        for _ in range(HOLD_TRIES):
-            ((held, server),) = await self._asked(connection, HOLD, self._number, lock_name(self._address, replica))
-            if held:
-                self._servers[replica] = server.decode() if isinstance(server, bytes) else server
-                return
-            await asyncio.sleep(HOLD_SECONDS)
+        try:
+            for _ in range(HOLD_TRIES):
+                ((held, server),) = await self._asked(connection, HOLD, self._number, lock_name(self._address, replica))
+                if held:
+                    self._servers[replica] = server.decode() if isinstance(server, bytes) else server
+                    return
+                await asyncio.sleep(HOLD_SECONDS)
+        except Exception as error:
+            if is_lost(error) or connection.closed:
+                raise
+            logger.info("replica %s holds no lock of the server: its death is seen by its lease (%s)", replica, error)
+            self._servers[replica] = None
 
     async def _watch(self) -> None:
         """Others suspect that this process has died, until it has its locks again: at once, not at the next renewal."""

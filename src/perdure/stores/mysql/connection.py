@@ -18,7 +18,7 @@ from perdure.stores.mysql.literals import Name, Refused, literal, literals
 
 try:
     import asyncmy  # pyright: ignore[reportMissingTypeStubs]
-    from asyncmy import converters  # pyright: ignore[reportMissingTypeStubs]
+    from asyncmy import converters, cursors  # pyright: ignore[reportMissingTypeStubs]
     from asyncmy.constants import FIELD_TYPE  # pyright: ignore[reportMissingTypeStubs]
     from asyncmy.constants.CLIENT import FOUND_ROWS  # pyright: ignore[reportMissingTypeStubs]
     from asyncmy.errors import MySQLError  # pyright: ignore[reportMissingTypeStubs]
@@ -49,6 +49,10 @@ class Address:
     """What the names of the store's tables begin with."""
     notify: bool = True
     """Whether changes by others are looked for often; else once a second."""
+    migrate: bool = True
+    """Whether opening the store brings its tables to the version known here."""
+    read_only: bool = False
+    """Whether the server is to refuse every write."""
     tls: str = "off"
     ca: str | None = None
     """The file of the authority that the server's certificate must come from; None: those that the system knows."""
@@ -60,8 +64,8 @@ class Address:
 
 
 _PREFIX: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
-_CHOICES: Final = {"notify": ("on", "off"), "tls": ("off", "on", "verify")}
-_OPTIONS: Final = ("prefix", "notify", "tls", "ca", "socket")
+_CHOICES: Final = {"notify": ("on", "off"), "migrate": ("on", "off"), "tls": ("off", "on", "verify")}
+_OPTIONS: Final = ("prefix", "notify", "migrate", "tls", "ca", "socket")
 
 
 def parse(url: str) -> Address:
@@ -101,6 +105,7 @@ def parse(url: str) -> Address:
         shown=f"mysql://{quote(user)}{'@' if user else ''}{name}:{port}/{quote(database)}",
         prefix=prefix,
         notify=options.get("notify", "on") == "on",
+        migrate=options.get("migrate", "on") == "on",
         tls=options.get("tls", "verify" if "ca" in options else "off"),
         ca=options.get("ca"),
         socket=options.get("socket"),
@@ -133,6 +138,8 @@ class Connection:
         self.mariadb = "mariadb" in str(made.get_server_info()).lower()
         self.packet = 1 << 20
         """Bytes that the server takes at once."""
+        self.idle = IDLE_SECONDS
+        """Seconds after which the server closes it if it says nothing."""
         self.used = 0.0
         """When it was given back, in the time of its loop."""
 
@@ -176,7 +183,11 @@ class Connection:
         cursor = self._made.cursor()
         await cursor.execute(text, tuple(args) if args else None)
         names = [column[0] for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in cursor._rows or ()]  # noqa: SLF001
+        return [dict(zip(names, row, strict=True)) for row in (await cursor.fetchall() if names else ())]
+
+    def streaming(self) -> Any:
+        """A cursor whose rows stay with the server until they are fetched; nothing else can be asked meanwhile."""
+        return self._made.cursor(cursors.SSCursor)
 
     async def one_at_a_time(self) -> None:
         """A text with several statements is refused from now on."""
@@ -205,42 +216,43 @@ SQL_MODE: Final = (
     "set sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 )
 IDLE_SECONDS: Final = 20
-"""After which the server closes a connection that says nothing; at least: it is longer than any wait of ours."""
+"""After which the server closes a connection that says nothing, if it can end an idle transaction sooner than that."""
 
 
-def settings(timeout: float, *, mariadb: bool, ours: bool) -> bytes:
-    """What is set so that the session does what is expected, whatever the server's defaults, and that nobody waits for
-    it for longer than `timeout` seconds, or a whole one more.
+def settings(timeout: float, *, mariadb: bool, statement: float, idle: int) -> bytes:
+    """What is set so that the session does what is expected, whatever the server's defaults.
+
+    Args:
+        timeout: seconds that others wait for it at most, or a whole one more.
+        mariadb: which server it is.
+        statement: seconds that a statement may take, as far as the server can tell.
+        idle: seconds after which the server closes a connection that says nothing.
     """
     wait = max(1, int(timeout))
-    wanted = [
-        "time_zone = '+00:00'",
-        "autocommit = 1",
-        f"innodb_lock_wait_timeout = {wait}",
-        f"wait_timeout = {max(IDLE_SECONDS, ceil(timeout) * 2)}",
-        f"net_write_timeout = {max(wait, 1)}",
-    ]
+    wanted = ["time_zone = '+00:00'", "autocommit = 1", f"innodb_lock_wait_timeout = {wait}", f"wait_timeout = {idle}"]
     if mariadb:
         wanted += [f"idle_transaction_timeout = {ceil(timeout)}", "in_predicate_conversion_threshold = 0"]
-        wanted += [f"max_statement_time = {timeout:f}"] if ours else []
-    elif ours:
-        wanted.append(f"max_execution_time = {max(1, int(timeout * 1000))}")
-    texts = (
-        SQL_MODE,
-        f"set {', '.join(wanted)}",
-        "set session transaction isolation level read committed",
-        "set names binary" if ours else "set names utf8mb4",
-    )
-    return ";".join(texts).encode()
+        wanted.append(f"max_statement_time = {statement:f}")
+    else:
+        wanted.append(f"max_execution_time = {max(1, int(statement * 1000))}")
+    return f"{SQL_MODE};set {', '.join(wanted)};set session transaction isolation level read committed".encode()
 
 
-async def connect(address: Address, timeout: float, *, ours: bool = True) -> Connection:
+def idle_after(timeout: float, *, mariadb: bool) -> int:
+    """Seconds after which the server may close a connection of a pool: so long a process that was stopped in the middle of
+    a transaction holds what it has locked, if the server cannot end that alone.
+    """
+    return IDLE_SECONDS if mariadb else max(2, ceil(timeout))
+
+
+async def connect(address: Address, timeout: float, *, ours: bool = True, idle: int = 0) -> Connection:
     """A connection on the running loop, which waits for nothing longer than `timeout` seconds.
 
     Args:
         address: where.
         timeout: seconds.
         ours: whether only our own statements run on it.
+        idle: seconds for which it may say nothing; 0: as long as one of a pool.
 
     Raises:
         StoreUnavailable: there is none now; the message says why.
@@ -264,7 +276,11 @@ async def connect(address: Address, timeout: float, *, ours: bool = True) -> Con
                     **({"conv": _OURS} if ours else {}),
                 )
             )
-            found = await made.ask(settings(timeout, mariadb=made.mariadb, ours=ours) + b";select @@max_allowed_packet")
+            made.idle = idle or idle_after(timeout, mariadb=made.mariadb)
+            wanted = settings(timeout, mariadb=made.mariadb, statement=timeout, idle=made.idle)
+            names = b"set names binary" if ours else b"set names utf8mb4"
+            reading = b";set session transaction read only" if address.read_only else b""
+            found = await made.ask(b"%s;%s%s;select @@max_allowed_packet" % (wanted, names, reading))
             made.packet = int(found[-1][0][0][0])
     except BaseException as error:
         if made is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from perdure.errors import CommitUnknown, EngineClosed, StoreUnavailable
-from perdure.stores.mysql.connection import IDLE_SECONDS, Again, Lost, Session, connect, is_lost, meant
+from perdure.errors import CommitUnknown, EngineClosed, NotOurs, StoreUnavailable
+from perdure.stores.mysql.connection import Again, Lost, Session, code_of, connect, is_lost, meant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger("perdure")
+
 CONNECTIONS: Final = 6
+UNKNOWN: Final = 1242
 AGAIN_SECONDS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Before each next try of a transaction that met another one."""
 CLOSE_SECONDS: Final = 1.0
@@ -30,8 +34,12 @@ SNAPSHOT: Final = (
 class Pool:
     """See the module. All of it is used on one event loop."""
 
-    def __init__(self, address: Address, texts: Texts, timeout: float, *, ours: bool = True) -> None:
+    def __init__(
+        self, address: Address, texts: Texts, timeout: float, *, ours: bool = True, known: bytes = b""
+    ) -> None:
         self.address = address
+        self._known = known
+        """What a transaction asks first that writes: it fails, with UNKNOWN, if the tables are not those known here."""
         self.texts = texts
         self.timeout = timeout
         self._ours = ours
@@ -88,14 +96,20 @@ class Pool:
         """What the work reads, all of what stood at one instant."""
         return await self.repeated(lambda: self._once_snapshot(work))
 
-    async def write(self, work: Callable[[Session], Awaitable[T]]) -> tuple[T, After]:
+    async def write(self, work: Callable[[Session], Awaitable[T]], *, fenced: bool = False) -> tuple[T, After]:
         """What the work gives is on disk, with all that it wrote; and what is to be done after.
 
+        Args:
+            work: is done in a transaction, and again where that met another one.
+            fenced: whether it proves a fence. Who does need not ask whether the tables are known: no fence outlives them.
+
         Raises:
+            NotOurs: the tables are not those known here any more; nothing was written.
             CommitUnknown: the connection was lost while it was committed.
             StoreUnavailable: surely nothing was written.
         """
-        return await self.repeated(lambda: self._once_written(work))
+        begin = BEGIN if fenced else BEGIN + self._known
+        return await self.repeated(lambda: self._once_written(work, begin))
 
     async def repeated(self, once: Callable[[], Awaitable[T]]) -> T:
         """What this gives, asked again where another transaction or an old connection was in the way."""
@@ -147,14 +161,19 @@ class Pool:
                 raise told from error
             return found
 
-    async def _once_written(self, work: Callable[[Session], Awaitable[T]]) -> tuple[T, After]:
+    async def _once_written(self, work: Callable[[Session], Awaitable[T]], begin: bytes) -> tuple[T, After]:
         async with self.connection() as connection:
-            session = self.session(connection, BEGIN)
+            session = self.session(connection, begin)
             try:
                 found = await work(session)
                 await session.done()
             except Exception as error:
                 told = await self.rolled_back(connection, error)
+                if code_of(error) == UNKNOWN:
+                    raise NotOurs(
+                        f"the tables of {self.address.shown} have been changed by a newer Perdure, or are being copied to: "
+                        "start this one anew, or upgrade it"
+                    ) from error
                 if told is error:
                     raise
                 raise told from error
@@ -165,6 +184,16 @@ class Pool:
         """What the statements of the text give."""
         async with asyncio.timeout(self.timeout):
             return await connection.ask(text)
+
+    async def kill(self, connection: Connection) -> None:
+        """The server does no more for the connection, whatever it was doing, as far as it can be asked now."""
+        number = connection.id
+        connection.terminate()
+        try:
+            async with self.connection() as other:
+                await self.ask(other, b"kill connection %d" % number)
+        except Exception as error:
+            logger.debug("connection %d ends when its statement does: %s", number, error)
 
     async def commit(self, connection: Connection) -> None:
         """The transaction of the connection is on disk.
@@ -210,7 +239,7 @@ class Pool:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed and now - connection.used < IDLE_SECONDS / 2:
+            if not connection.closed and now - connection.used < connection.idle / 2:
                 return connection
             connection.terminate()
         return None

@@ -1,28 +1,26 @@
-"""The usual batch in one message to the server and a commit, instead of ten ways there and back.
+"""The usual batch in one message to the server, instead of ten ways there and back.
 
 It is for what a flow writes that goes from step to step: it is created, its entries, its messages are taken, it waits, it
-ends and nobody else has to do with it. If its statements do not find what they expect, all is taken back, and the batch
-is written in the general way (`writing`), which is the one that says what a batch means.
+ends and nobody else has to do with it. The message writes all of it, or fails on purpose; then the batch is written in
+the general way (`writing`), which is the one that says what a batch means.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from perdure.errors import LeaseLost
 from perdure.model.records import Entry
 from perdure.model.writes import Answer, Batch, Create, Created, Finish, Finished, Take, Update
-from perdure.stores.mysql.connection import DUPLICATE, After, Again, Lost, code_of
-from perdure.stores.mysql.literals import literal, literals
+from perdure.stores.mysql.connection import DUPLICATE, After, Again, Lost, code_of, meant
+from perdure.stores.mysql.literals import literals
 from perdure.stores.mysql.pool import BEGIN
 from perdure.stores.mysql.rows import BORN, insert, of_entries
 from perdure.stores.mysql.sending import ASLEEP
-from perdure.stores.mysql.writing import ANSWERED, ENTRIES, FENCE, FINISH, PLACE, TAKE, UPDATE
+from perdure.stores.mysql.writing import ANSWERED, ENTRIES, FINISH, PLACE, TAKE, UPDATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from perdure.stores.mysql.connection import Row
     from perdure.stores.mysql.literals import Texts
     from perdure.stores.mysql.pool import Pool
 
@@ -30,7 +28,18 @@ _MADE: Final = f"{BORN},failed_seq"
 MADE: Final = insert("instance", _MADE)
 # Only what nobody was ever to be told of ends here without more.
 ENDED: Final = f"{FINISH} and i.watched = 0"
-ASKS: Final = "select 1 from perdure_watch where asker in %s limit 1"
+_FAILS: Final = "(select 1 union all select 2)"
+"""One value is wanted, and this has two: the error is ON_PURPOSE. It is not evaluated where another branch is taken."""
+FENCED: Final = (
+    "select if((select count(*) from perdure_fence where replica = %s and epoch = %s and alive = 1 lock in share mode) = 1,"
+    f" 1, {_FAILS})"
+)
+FOUND: Final = f"select if(row_count() = %s, 1, {_FAILS})"
+NOBODY_ASKS: Final = f"select if(exists (select 1 from perdure_watch where asker in %s), {_FAILS}, 1)"
+ON_PURPOSE: Final = frozenset({1242, DUPLICATE})
+"""And an entry or instance whose place is taken."""
+UNSENT: Final = frozenset({0, 2006})
+"""The connection was gone before the message was sent whole."""
 
 
 class Plain:
@@ -118,90 +127,76 @@ def _rows(batch: Batch, creates: dict[bytes, Create], images: dict[bytes, Update
 
 
 class _Message:
-    """Statements for one message, and what each of them must give."""
+    """The statements of one message, which ends with the commit: one that does not find what it expects fails on purpose,
+    and no statement is done after one that fails.
+    """
 
-    __slots__ = ("_texts", "counts", "none", "statements")
+    __slots__ = ("_texts", "statements")
 
-    def __init__(self, texts: Texts, fence: bytes) -> None:
+    def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        self.statements = [fence]
-        self.counts: dict[int, int] = {}
-        """How many rows a statement must change, by its number."""
-        self.none: list[int] = []
-        """The numbers of those that may find no row."""
+        self.statements: list[bytes] = []
+
+    def run(self, sql: str, *args: object) -> None:
+        """The statement is done."""
+        self.statements.append(self._texts.filled(sql, literals(args)))
 
     def insert(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        """The rows are inserted, or the message fails."""
+        """The rows are inserted."""
         text = b",".join([b"(%s)" % b",".join(literals(row)) for row in rows])
         self.statements.append(self._texts.filled(sql, [text]))
 
-    def each(
-        self, sql: str, columns: str, rows: Sequence[Sequence[object]], *args: object, every: bool = False
-    ) -> None:
-        """The statement is done with these rows as a table; `every`: for each of them there must be one."""
-        if every:
-            self.counts[len(self.statements)] = len(rows)
+    def each(self, sql: str, columns: str, rows: Sequence[Sequence[object]], *args: object) -> None:
+        """The statement is done with these rows as a table."""
         table = self._texts.table(columns, list(map(literals, rows)))
         self.statements.append(self._texts.filled(sql, [table, *literals(args)]))
 
-    def over(self, sql: str, uids: Sequence[bytes], *, none: bool = False) -> None:
-        """The statement is done for these; `none`: it must find nothing."""
-        if none:
-            self.none.append(len(self.statements))
-        self.statements.append(self._texts.filled(sql, [literal(uids)]))
 
-    def went_well(self, found: list[tuple[list[Row], int]]) -> bool:
-        """Whether the statements have found what they expect; `found` is what they gave."""
-        return all(found[number][1] == count for number, count in self.counts.items()) and not any(
-            found[number][0] for number in self.none
-        )
-
-
-def _message(texts: Texts, batch: Batch, plain: Plain) -> _Message:
-    message = _Message(texts, texts.filled(FENCE, literals((batch.replica, batch.epoch))))
+def _message(texts: Texts, batch: Batch, plain: Plain) -> bytes:
+    message = _Message(texts)
+    message.run(FENCED, batch.replica, batch.epoch)
     if plain.made:
         message.insert(PLACE, [(row[2], row[3], row[0]) for row in plain.made])
         message.insert(MADE, plain.made)
     if plain.entries:
         message.insert(ENTRIES, of_entries(plain.entries))
     if plain.parked:
-        message.each(UPDATE, "uid,state,waiting,due_at", plain.parked, batch.replica, every=True)
+        message.each(UPDATE, "uid,state,waiting,due_at", plain.parked, batch.replica)
+        message.run(FOUND, len(plain.parked))
     if plain.ended:
-        message.each(ENDED, "uid,state,outcome,ended_at,failed_seq", plain.ended, batch.replica, every=True)
+        message.each(ENDED, "uid,state,outcome,ended_at,failed_seq", plain.ended, batch.replica)
+        message.run(FOUND, len(plain.ended))
         uids = [row[0] for row in plain.ended]
-        message.over(ASLEEP, uids)
-        message.over(ASKS, uids, none=True)
+        message.run(ASLEEP, uids)
+        message.run(NOBODY_ASKS, uids)
     if plain.taken:
         message.each(TAKE, "uid,mid", plain.taken)
-        message.over(ANSWERED, [row[1] for row in plain.taken])
-    return message
+        message.run(ANSWERED, [row[1] for row in plain.taken])
+    return BEGIN + b";".join([*message.statements, b"commit"])
 
 
 async def write(pool: Pool, batch: Batch, plain: Plain) -> bool:
     """Whether the batch is on disk; False: nothing of it is, and it must be written in the general way.
 
     Raises:
-        LeaseLost: the fence does not hold; nothing was written.
         CommitUnknown: it may have been written.
     """
-    message = _message(pool.texts, batch, plain)
-    text = BEGIN + b";".join(message.statements)
+    try:
+        text = _message(pool.texts, batch, plain)
+    except ValueError as error:
+        raise meant(error, pool.address) from error
     async with pool.connection() as connection:
         if len(text) > connection.packet:
             return False
         try:
-            found = (await pool.ask(connection, text))[1:]
+            await pool.ask(connection, text)
         except Exception as error:
+            if code_of(error) not in UNSENT and isinstance(meant(error, pool.address), Lost):
+                raise pool.unknown(connection, error) from error
             told = await pool.rolled_back(connection, error)
-            if code_of(error) == DUPLICATE or isinstance(told, Again | Lost):
+            if code_of(error) in ON_PURPOSE or isinstance(told, Again | Lost):
                 return False
             if told is error:
                 raise
             raise told from error
-        if found[0][0] and message.went_well(found):
-            await pool.commit(connection)
-            return True
-        await pool.ask(connection, b"rollback")
-    if not found[0][0]:
-        raise LeaseLost(f"replica {batch.replica} was taken over, or writes with an epoch that is over ({batch.epoch})")
-    return False
+    return True

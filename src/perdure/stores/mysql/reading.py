@@ -28,9 +28,9 @@ PAGE_RUNS: Final = 100
 """So many journals are."""
 
 BY_UIDS: Final = f"select {quoted(INSTANCE)} from perdure_instance where uid in %s"
-THERE: Final = "select uid from perdure_instance where uid in %s"
+THERE: Final = "select uid from perdure_instance force index (primary) where uid in %s"
 OVER: Final = (
-    f"select {quoted(INSTANCE)} from perdure_instance where uid in %s"
+    f"select {quoted(INSTANCE)} from perdure_instance force index (primary) where uid in %s"
     " and state in ('succeeded', 'failed', 'cancelled', 'blocked')"
 )
 # Sizes are a column of their own: to ask for the length of a value the server would read it.

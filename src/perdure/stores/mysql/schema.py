@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from perdure.errors import NotOurs, StoreUnavailable
 from perdure.stores.mysql.connection import code_of, meant
 from perdure.stores.mysql.literals import literal
+from perdure.stores.versions import Versions, refused
 
 if TYPE_CHECKING:
     from perdure.stores.mysql.connection import Address, Connection, Row
@@ -108,6 +109,8 @@ _COLUMNS: Final = (
     " order by ordinal_position"
 )
 _OTHERS: Final = "select table_name from information_schema.tables where table_schema = database() and table_name in %s"
+_BAR: Final = "update perdure_fence set alive = 0, epoch = epoch + 1 where alive = 1"
+"""No replica that has joined commits anything from now on."""
 _MADE_BEFORE: Final = frozenset({1050, 1060, 1061, 1091})
 """A statement of a migration that was done, before the one who did it could note that."""
 _PATIENCE: Final = 30.0
@@ -120,13 +123,30 @@ def lock_name(address: Address, of: str) -> str:
     return f"perdure:{hashlib.blake2b(whole, digest_size=20).hexdigest()}"
 
 
+def known() -> str:
+    """What a transaction begins with that writes: it fails if there is a newer version. The table that it reads stays locked
+    until its end, and a migration waits for that.
+    """
+    return f"select case when max(version) > {VERSION} then (select 1 union all select 2) end from perdure_migration;"
+
+
 async def prepare(db: Connection, texts: Texts, address: Address) -> None:
     """The tables are there, in the version that is known here.
 
     Raises:
-        NotOurs: they are of a newer version, or another program's.
+        NotOurs: they are of a newer version, or another program's; or an older one, and are not to be changed.
         StoreUnavailable: they cannot be made.
     """
+    if address.migrate:
+        await migrate(db, texts, address)
+        return
+    versions = await look(db, texts, address)
+    if versions.found < VERSION:
+        raise refused(where(address), versions)
+
+
+async def migrate(db: Connection, texts: Texts, address: Address) -> None:
+    """As `prepare`, whatever the address says."""
     try:
         if await _version(db, texts, address) == VERSION:
             return
@@ -157,6 +177,34 @@ def _told(error: Exception, address: Address) -> Exception:
     return meant(error, address)
 
 
+def where(address: Address) -> str:
+    """The store, for people."""
+    return f"the tables {address.prefix}* of {address.shown}"
+
+
+async def look(db: Connection, texts: Texts, address: Address) -> Versions:
+    """Which version the tables have; nothing is written.
+
+    Raises:
+        NotOurs: a newer one, or they are another program's.
+    """
+    try:
+        return Versions(await _version(db, texts, address), VERSION)
+    except Exception as error:
+        told = _told(error, address)
+        if told is error:
+            raise
+        raise told from error
+
+
+async def newest(db: Connection, texts: Texts, address: Address) -> int:
+    """The newest version that the tables have or were to have, whatever it is; 0: there are none."""
+    if not await _asked(db, texts.filled(_COLUMNS, [literal(f"{address.prefix}migration")])):
+        return 0
+    ((found,),) = await _asked(db, texts.filled("select max(version) from perdure_migration"))
+    return int(found or 0)
+
+
 async def _asked(db: Connection, text: bytes) -> list[Row]:
     async with asyncio.timeout(_PATIENCE * 2):
         return (await db.ask(text))[-1][0]
@@ -181,10 +229,7 @@ async def _version(db: Connection, texts: Texts, address: Address) -> int:
     rows = await _asked(db, texts.filled("select version, done from perdure_migration where version > 0"))
     newest = max((int(version) for version, _ in rows), default=0)
     if newest > VERSION:
-        raise NotOurs(
-            f"the tables {address.prefix}* of {address.shown} were written by a newer Perdure (store version {newest}, "
-            f"known here: {VERSION}); upgrade this one"
-        )
+        raise refused(where(address), Versions(newest, VERSION))
     return max((int(version) for version, done in rows if done), default=0)
 
 
@@ -205,7 +250,7 @@ async def _migrate(db: Connection, texts: Texts, address: Address) -> None:
         number = literal(version)
         noted = await _asked(db, texts.filled("select steps from perdure_migration where version = %s", [number]))
         if not noted:
-            await _asked(db, texts.filled("insert into perdure_migration values (%s, 0, 0)", [number]))
+            await _begun(db, texts, version)
         for step, text in list(enumerate(steps, 1))[noted[0][0] if noted else 0 :]:
             await _step(db, texts.filled(text))
             await _asked(
@@ -215,9 +260,19 @@ async def _migrate(db: Connection, texts: Texts, address: Address) -> None:
         await _asked(db, texts.filled("update perdure_migration set done = 1 where version = %s", [number]))
 
 
+async def _begun(db: Connection, texts: Texts, version: int) -> None:
+    """The version is noted as begun, so that nobody writes any more who does not know it; who did has ended."""
+    bar = b";" + texts.filled(_BAR) if version > 1 else b""
+    noted = texts.filled("insert into perdure_migration values (%s, 0, 0)", [literal(version)])
+    await _asked(db, b"begin;" + noted + bar + b";commit")
+    # Only an altering waits for transactions that have read the table.
+    await _asked(db, texts.filled("alter table perdure_migration comment = %s", [b"'version %d'" % version]))
+
+
 async def _step(db: Connection, text: bytes) -> None:
+    """The statement is done, however long it takes."""
     try:
-        await _asked(db, text)
+        await db.ask((b"set max_statement_time = 0;" if db.mariadb else b"") + text)
     except Exception as error:
         if code_of(error) not in _MADE_BEFORE:
             raise

@@ -194,7 +194,8 @@ async def _not_taken_before(
 ) -> dict[int, Row]:  # fmt: skip
     """What another message with the same key has kept out is not new; gives those that are in an inbox, untaken."""
     rows = [(n, target[0], items[n][3].mid) for n, target in there.items()]
-    for number, state in await s.join(STANDS, "n,uid,mid", rows):
+    found: list[tuple[int, int | None]] = await s.join(STANDS, "n,uid,mid", rows)
+    for number, state in found:
         if state is None:
             uid, _, _, owner, _ = there[number]
             sent[number] = Sent(uid, owner, items[number][3], new=False)

@@ -25,12 +25,16 @@ from perdure.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Any, TypeVar
 
     from perdure.model.records import Entry, Instance, Loaded, Message, State
     from perdure.model.tx import Tx
     from perdure.model.writes import Answer, Batch, Edit, Edited, Outdated, OwnedBy
-    from perdure.stores.mysql.connection import Address
+    from perdure.stores.contract import Store
+    from perdure.stores.moving import Reading, Restore
+    from perdure.stores.mysql.connection import Address, Connection
+    from perdure.stores.versions import Versions
 
     T = TypeVar("T")
 
@@ -68,8 +72,8 @@ class MysqlStore:
 
     transactions: bool = True
 
-    def __init__(self, url: str, system: System | None = None) -> None:
-        self.address = parse(url)
+    def __init__(self, url: str | Address, system: System | None = None) -> None:
+        self.address = parse(url) if isinstance(url, str) else url
         self.system = system or System()
         self._pid = os.getpid()
         self._texts = Texts(self.address.prefix)
@@ -91,13 +95,8 @@ class MysqlStore:
         self._here()
         if self._pool is not None:
             return
-        connection = await connect(self.address, TIMEOUT)
-        try:
-            self._texts.mark = connection.mark
-            await schema.prepare(connection, self._texts, self.address)
-        finally:
-            await closed(connection)
-        self._pool = Pool(self.address, self._texts, TIMEOUT)
+        await self._alone(schema.prepare)
+        self._pool = Pool(self.address, self._texts, TIMEOUT, known=self._texts.filled(schema.known()))
         self._work_pool = Pool(self.address, self._texts, TIMEOUT, ours=False)
         self._beside = Beside(self.address, self._texts, int.from_bytes(self.system.random_bytes(6), "big"))
         if self.address.notify:
@@ -202,7 +201,9 @@ class MysqlStore:
         if plain is not None and await quick.write(pool, batch, plain):
             await self._settled(plain.after)
             return plain.answers
-        answers, after = await pool.write(lambda s: writing.write(s, batch, Folded(batch.writes)))
+        answers, after = await pool.write(
+            lambda s: writing.write(s, batch, Folded(batch.writes)), fenced=batch.replica is not None
+        )
         moved = await self._settled(after)
         if moved:
             answers = [_called(answer, moved) for answer in answers]
@@ -327,7 +328,47 @@ class MysqlStore:
         now = self.system.clock.wall()
         await self._open().write(lambda s: s.run(CHECKED, now, now))
 
+    # -- apart from running: see perdure.stores.versions and perdure.stores.moving
+
+    async def versions(self) -> Versions:
+        """See Migrating."""
+        return await self._alone(schema.look)
+
+    async def migrate(self) -> Versions:
+        """See Migrating."""
+        found = await self.versions()
+        await self._alone(schema.migrate)
+        return found
+
+    def read_only(self) -> Store:
+        """The same database, to be opened for reading alone."""
+        from perdure.stores.mysql.readonly import ReadOnlyMysqlStore
+
+        return ReadOnlyMysqlStore(self.address, self.system)
+
+    def dump(self) -> AbstractAsyncContextManager[Reading]:
+        """See Moving."""
+        from perdure.stores.mysql import moving
+
+        return moving.dump(self.address, self._texts)
+
+    def restore(self) -> AbstractAsyncContextManager[Restore]:
+        """See Moving."""
+        from perdure.stores.mysql import moving
+
+        return moving.restore(self.address, self._texts)
+
     # -- inside
+
+    async def _alone(self, work: Callable[[Connection, Texts, Address], Awaitable[T]]) -> T:
+        """What the work gives, on a connection of its own."""
+        self._here()
+        connection = await connect(self.address, TIMEOUT)
+        try:
+            self._texts.mark = connection.mark
+            return await work(connection, self._texts, self.address)
+        finally:
+            await closed(connection)
 
     def _here(self) -> None:
         if os.getpid() != self._pid:

@@ -100,7 +100,7 @@ async def transact(
     end = asyncio.get_running_loop().time() + limit
     failure: Exception
     try:
-        return await pool.repeated(lambda: _once(pool, fence, work, end))
+        return await pool.repeated(lambda: _once(pool, fence, work, end, limit))
     except _Theirs as theirs:
         failure = theirs.error
     except _TooLate as error:
@@ -112,14 +112,14 @@ async def transact(
 
 
 async def _once(
-    pool: Pool, fence: tuple[str, int], work: Callable[[Tx], Coroutine[Any, Any, Entry]], end: float
+    pool: Pool, fence: tuple[str, int], work: Callable[[Tx], Coroutine[Any, Any, Entry]], end: float, limit: float
 ) -> Entry:
     async with pool.connection() as connection:
         patience = asyncio.timeout_at(end)
         try:
             async with patience:
                 # A transaction before this one may have changed what the session does.
-                wanted = settings(pool.timeout, mariadb=connection.mariadb, ours=False)
+                wanted = settings(pool.timeout, mariadb=connection.mariadb, statement=limit, idle=connection.idle)
                 await fenced(pool.session(connection, wanted + b";" + BEGIN), *fence)
                 await pool.ask(connection, SAVEPOINT)
                 entry = await _worked(pool, connection, work)
@@ -129,7 +129,7 @@ async def _once(
             raise
         except Exception as error:
             if patience.expired():
-                connection.terminate()
+                await pool.kill(connection)
                 raise _TooLate from error
             told = await pool.rolled_back(connection, error)
             if told is error:

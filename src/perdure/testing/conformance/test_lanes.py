@@ -49,13 +49,6 @@ async def test_the_row_says_flow_and_lane(kit: Kit) -> None:
     assert await kit.store.find(flow="f", states=None, since=None, after=None, limit=9) == [await kit.row(1), *rows[1:]]
 
 
-async def test_a_lane_equal_to_its_flow_is_the_same_text_in_memory(kit: Kit) -> None:
-    flow = "".join(["a flow", " of some length"])
-    await kit.commit(create(1, flow=flow, lane=flow))
-    row = await kit.row(1)
-    assert row.lane is row.flow
-
-
 async def test_what_is_due_in_a_lane_that_nobody_serves_is_not_what_is_due_next(kit: Kit) -> None:
     now = kit.clock.now
     await kit.commit(due(1, LANE, at=now - 5), due(2, "f", at=now + 7))
