@@ -46,6 +46,54 @@ CONFORMANCE: dict[str, dict[str, tuple[int, ...]]] = {
     "test_who_was_stopped_too_takes_nobody_over_before_a_full_lease": {"fault": (2,), "peer": (31,)},
 }  # fmt: skip
 
+BUGS: dict[int, str] = {
+    1: "who lives is rescued because time has passed",
+    2: "a name is used again, and what its last bearer left is never rescued",
+    3: "who rescues and who runs compute another time limit",
+    4: "what cannot be taken fills the batch, and the rest starves",
+    5: "a late word of an old term counts in the next one",
+    6: "a second one recovers by a list that is out of date",
+    7: "who starts up takes over what it has just begun itself",
+    8: "of two who recover one gets the message, the other nothing",
+    9: "what was cancelled has succeeded after all; a result is written over",
+    10: "a running task is taken by the garbage collector",
+    11: "cancelled while it starts a child, and the child has no id",
+    12: "a wait that is cut off stays registered",
+    13: "an error that a step gives is taken for one of the connection, and tried for ever",
+    14: "a time without a zone is read as local",
+    15: "one that fails again and again keeps all others from being recovered",
+    16: "the database is closed before those who use it have ended",
+    17: "what is unloaded cleans up in the context of another",
+    18: "a cancellation is lost while a child starts",
+    19: "a cancellation that was caught counts on",
+    20: "a wait that was cancelled leaves its timer",
+    21: "a task that is dropped leaves a schedule standing for ever",
+    22: "what was acknowledged goes backwards",
+    23: "an answer is given before the commit, and the message is lost with the leader",
+    24: "it waits for what only it can bring about",
+    25: "it is alive and does nothing",
+    26: "what was once seen to be under way is never looked at again",
+    27: "two who think that they own it write over each other",
+    28: "messages go out before the state that sent them is kept",
+    29: "one message that cannot be read holds up others",
+    30: "ids that differ in case alone are one",
+    31: "a late renewal, or one that fails, decides about what has ended or runs on",
+    32: "a place is taken by who died, and never given back",
+    33: "a cron time in the hour that comes twice, or not at all, loops",
+    34: "a wait longer than the lease is begun again and again",
+    35: "a burst takes all connections, and each waits for another one",
+    36: "two take the same rows in another order",
+    37: "a late word of an old attempt is written over the end",
+    38: "a wait hangs after being unloaded and loaded",
+    39: "a message between looking and waiting wakes nobody",
+    40: "a wait goes by the clock of the worker",
+    41: "without notifications a cancellation is not heard",
+    42: "a call that is cancelled leaves its transaction or its connection open",
+    43: "a stop during the start is lost, or hangs",
+    44: "a driver holds the interpreter, and no lease is renewed",
+}
+"""What other engines had once: the numbers of the marker `peer`."""
+
 _BEGIN, _END = "<!-- tests -->\n", "<!-- end of tests -->\n"
 
 
@@ -115,18 +163,26 @@ def _kinds(name: str) -> tuple[str, ...]:
     return ("any store",)
 
 
+OF_BUGS = """## Bugs that other engines had
+
+Each was found in an engine that people trust, and is tested here too.
+"""
+
+
 def tests_by_number() -> str:
     """The part of the page that is made of the markers."""
     lines: list[str] = []
-    for marker, title in zip(MARKERS, ("Fault", "Bug"), strict=True):
+    for marker in MARKERS:
         for number, names in sorted(shown()[marker].items()):
+            lines.append(f"**Fault {number}**\n" if marker == "fault" else f"*{BUGS[number]}*\n")
             by_file: dict[str, list[str]] = {}
             for name in names:
                 file, _, test = name.partition("::")
                 by_file.setdefault(file, []).append(test.removeprefix("test_").replace("_", " "))
-            lines.append(f"**{title} {number}**\n")
             lines += [f"- `{file}`: {'; '.join(tests)}" for file, tests in by_file.items()]
             lines.append("")
+        if marker == "fault":
+            lines.append(OF_BUGS)
     return "\n".join(lines)
 
 

@@ -636,8 +636,8 @@ async def counts_once(n: int) -> int:
 
 
 @flow
-async def films(n: int) -> list[int]:
-    found = [await counts_by_key(n)]
+async def films(n: int) -> list[Any]:
+    found: list[Any] = [await counts_by_key(n)]
     try:
         async with asyncio.timeout(2 * n):
             found += await asyncio.gather(counts_by_key(1), counts_by_key(2))

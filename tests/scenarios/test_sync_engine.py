@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -154,7 +154,7 @@ def inside(value: Any) -> Any:
     if isinstance(value, Payloads):
         return {name: inside(getattr(value, name)) for name in Payloads.__slots__}
     if isinstance(value, dict):
-        return {name: inside(held) for name, held in value.items()}
+        return {name: inside(held) for name, held in cast("dict[str, Any]", value).items()}
     return value if not callable(value) else None
 
 

@@ -122,7 +122,7 @@ def emptied_mysql(mysql: str, _one_mysql_database: dict[str, str]) -> str:
     asyncio.run(mysql_done(mysql, f"create database if not exists {name}", note))
     made = f"select table_name from information_schema.tables where table_schema = '{name}'"
     tables = [table for (table,) in asyncio.run(mysql_done(mysql, made)) if not table.endswith("migration")]
-    asyncio.run(mysql_done(mysql, *(f"delete from {name}.{table}" for table in tables)))
+    asyncio.run(mysql_done(mysql, "begin", *(f"delete from {name}.{table}" for table in tables), "commit"))
     return urlunsplit(urlsplit(mysql)._replace(path=f"/{name}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -247,6 +248,8 @@ class Apart:
     """A network of its own, with one way out of it."""
 
     def __init__(self) -> None:
+        if shutil.which("ip") is None:
+            not_here("a network of its own", "no program ip")
         number = os.getpid() % 250 + 1
         self.name = f"perdure{number}"
         self._out, self._in = f"pd{number}o", f"pd{number}i"

@@ -1,10 +1,14 @@
-"""The MariaDB and MySQL store where the network says nothing more, and where the server has no room."""
+"""The MariaDB and MySQL store where the network says nothing more or is to be private, and where the server has no room."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +51,43 @@ async def test_a_network_that_says_nothing_is_given_up_in_time_and_taken_up_agai
     finally:
         await store.close()
         await proxy.stop()
+
+
+@pytest.fixture
+def private() -> Iterator[tuple[Mysqld, Path]]:
+    """A server that speaks TLS alone, and the certificate of its authority."""
+    if PROGRAM is None or INSTALL is None or shutil.which("openssl") is None:
+        not_here("a MariaDB of the test's own", "no programs mariadbd, mariadb-install-db and openssl")
+    folder = Path(tempfile.mkdtemp(prefix="perdure-tls-"))
+    folder.chmod(0o755)
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=perdure", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    key.chmod(0o644)
+    server = Mysqld(ssl_cert=certificate, ssl_key=key, require_secure_transport="ON")
+    try:
+        server.start()
+        yield server, certificate
+    finally:
+        server.remove()
+        shutil.rmtree(folder)
+
+
+async def test_tls_is_asked_for_and_the_certificate_checked(private: tuple[Mysqld, Path]) -> None:
+    server, certificate = private
+    for good in ("tls=on", f"ca={certificate}", f"tls=verify&ca={certificate}"):
+        store = MysqlStore(f"{server.url}?{good}")
+        await store.open()
+        await store.check()
+        await store.close()
+    for bad in ("tls=off", "tls=verify"):
+        with pytest.raises(StoreUnavailable):
+            await MysqlStore(f"{server.url}?{bad}").open()
+    with pytest.raises(StoreUnavailable):  # it is for the other name of this machine
+        await MysqlStore(f"{server.url.replace('127.0.0.1', 'localhost')}?ca={certificate}").open()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from perdure.model.records import Entry
 from perdure.model.tx import Tx
 from perdure.model.writes import Batch, Expose
 from perdure.stores.mysql import MysqlStore, quick, schema, writing
-from perdure.stores.mysql.connection import Connection, connect, meant, parse
+from perdure.stores.mysql.connection import Connection, connect, meant, parse, too_old
 from perdure.stores.mysql.literals import Texts, literal, literals
 from perdure.stores.mysql.schema import VERSION
 from perdure.stores.open import open_store
@@ -96,6 +96,15 @@ async def test_a_database_that_is_not_there_is_named_without_the_password(mysql:
     assert "secret" not in str(raised.value)
     with pytest.raises(EngineClosed):
         await store.check()
+
+
+@pytest.mark.parametrize(
+    ("info", "old"),
+    [("5.5.5-10.11.19-MariaDB-0+deb12u1", False), ("11.4.2-MariaDB", False), ("5.5.5-10.3.39-MariaDB", True),
+     ("8.0.36", False), ("8.4.0-commercial", False), ("8.0.19", True), ("5.7.44-log", True), ("something", False)],
+)  # fmt: skip
+def test_a_server_that_is_too_old_is_told_so(info: str, old: bool) -> None:
+    assert (too_old(info) is not None) == old
 
 
 # -- the tables

@@ -18,7 +18,13 @@ from perdure.system import System
 from perdure.testing.conformance.kit import Kit, MovableClock, create, entry, finish, message, pending, send, uid
 
 Meanwhile = Callable[[Kit], Coroutine[Any, Any, None]]
-PARKED = [entry(1, 1), pending(1), Expose(uid(1), "k", b"old"), Update(uid(1), True, 2.0), Release(uid(1), 1, State.SUSPENDED, 2.0)]
+PARKED = [
+    entry(1, 1),
+    pending(1),
+    Expose(uid(1), "k", b"old"),
+    Update(uid(1), True, 2.0),
+    Release(uid(1), 1, State.SUSPENDED, 2.0),
+]
 
 
 class Losing(SqliteStore):

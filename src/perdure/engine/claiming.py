@@ -137,8 +137,7 @@ class Claims:
                     continue
                 if self._now() >= blocked_at:
                     blocked_at = self._now() + (BLOCKED_SECONDS if await self._claim_blocked() else POLL_SECONDS)
-                if next_due is not None:
-                    self.look_at(next_due)
+                self.look_at(blocked_at if next_due is None else min(next_due, blocked_at))
                 self._scheduler.leaving.sweep()
             except Exception as error:
                 trace = None if isinstance(error, PerdureError) else error
@@ -310,7 +309,9 @@ class Claims:
             self._cancel_without_code(loaded.instance, cancel)
             return
         if flow is None:
-            release = Release(before.uid, loaded.instance.term, before.state, before.due_at, (), before.reason, before.version)
+            release = Release(
+                before.uid, loaded.instance.term, before.state, before.due_at, (), before.reason, before.version
+            )
             self._scheduler.leaving.give_back(release)
             return
         if not begun:
@@ -326,4 +327,6 @@ class Claims:
         execution.had_waited = before.state is State.SUSPENDED
 
     def _cancel_without_code(self, instance: Instance, request: Message) -> None:
-        self._committer.write(Finish(instance.uid, instance.term, State.CANCELLED, request.body, self._now(), children=True))
+        self._committer.write(
+            Finish(instance.uid, instance.term, State.CANCELLED, request.body, self._now(), children=True)
+        )

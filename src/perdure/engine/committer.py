@@ -395,7 +395,9 @@ class Committer:
         again = {row.uid for row in rows if row.owner == self.replica} - here
         left = terms.keys() - here - unborn
         return [
-            _NOTHING if (isinstance(w, _INNER) and whose(w) in left) or (isinstance(w, Finish) and w.uid in again) else w
+            _NOTHING
+            if (isinstance(w, _INNER) and whose(w) in left) or (isinstance(w, Finish) and w.uid in again)
+            else w
             for w in writes
         ]
 

@@ -89,7 +89,15 @@ class Leaving:
             return False  # claimed for this and not fired yet: unloaded now, it would be claimed and unloaded for ever
         version = self._scheduler.version_of(execution.instance.flow)
         self._freeze(
-            execution, Release(uid, execution.instance.term, State.SUSPENDED, execution.due_at, execution.mailbox.untaken(), version=version)
+            execution,
+            Release(
+                uid,
+                execution.instance.term,
+                State.SUSPENDED,
+                execution.due_at,
+                execution.mailbox.untaken(),
+                version=version,
+            ),
         )
         self._parked.pop(execution, None)
         return True
@@ -160,7 +168,9 @@ class Leaving:
         due_at = execution.due_at if waiting else self._scheduler.now()
         seen = execution.mailbox.untaken() if waiting else ()
         version = self._scheduler.version_of(execution.instance.flow)
-        self._freeze(execution, Release(uid, execution.instance.term, state, due_at, seen, version=version, to=execution.leaving))
+        self._freeze(
+            execution, Release(uid, execution.instance.term, state, due_at, seen, version=version, to=execution.leaving)
+        )
 
     def blocked(self, execution: Execution, error: BaseException) -> None:
         """The instance is set aside, visibly, with the reason; nothing of it is lost."""
@@ -176,7 +186,17 @@ class Leaving:
     def aside(self, execution: Execution, reason: str) -> Release:
         """The write that sets the instance aside."""
         version = self._scheduler.version_of(execution.instance.flow)
-        return Release(execution.uid, execution.instance.term, State.BLOCKED, None, (), reason, version, self._process, execution.leaving)
+        return Release(
+            execution.uid,
+            execution.instance.term,
+            State.BLOCKED,
+            None,
+            (),
+            reason,
+            version,
+            self._process,
+            execution.leaving,
+        )
 
     def _freeze(self, execution: Execution, release: Release) -> None:
         execution.stopped = True

@@ -197,7 +197,9 @@ class Scheduler:
         owned = lane in self.claims.lanes and len(self.resident) < self.settings.max_running and not self.draining
         version = self.version_of(flow) if owned else ""
         begun = self.begun(uid, 0, flow, version, now) if owned else None
-        return Create(uid, flow, id, lane, arguments, digest, parent, owned, None if owned else now, version, now, begun)
+        return Create(
+            uid, flow, id, lane, arguments, digest, parent, owned, None if owned else now, version, now, begun
+        )
 
     def version_of(self, flow: str) -> str:
         """The identity of the code that runs the flow here."""
@@ -379,7 +381,10 @@ class Scheduler:
             if isinstance(write, Entry) and write.kind not in PUSHED:
                 failed = replace(write, arguments=None, failed=True, outcome=reason)
                 done = [w for w in writes if isinstance(w, PendingDrop | Take)]
-                return [[failed, *done, Release(execution.uid, execution.instance.term, State.SCHEDULED, self.now())], [aside]]
+                return [
+                    [failed, *done, Release(execution.uid, execution.instance.term, State.SCHEDULED, self.now())],
+                    [aside],
+                ]
             if isinstance(write, Finish):
                 return [[replace(write, state=State.FAILED, outcome=reason)], [aside]]
         return [[aside]]

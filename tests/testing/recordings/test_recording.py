@@ -84,8 +84,8 @@ async def test_a_foreign_database_and_an_empty_file_are_left_alone(tmp_path: Pat
         db.execute("create table other(a)")
     db.close()
     before = (tmp_path / "foreign.db").read_bytes()
-    for name in ("empty", "foreign"):
-        with pytest.raises(NotOurs, match="holds no Perdure store"):
+    for name, text in (("empty", "holds no Perdure store"), ("foreign", "holds another program's database")):
+        with pytest.raises(NotOurs, match=text):
             await record(f"sqlite:///{tmp_path / name}.db", order, "1")
     assert (tmp_path / "empty.db").read_bytes() == b""
     assert (tmp_path / "foreign.db").read_bytes() == before

@@ -337,7 +337,13 @@ class MemoryStore:
         before = life.row
         version = flows.get(before.lane) or before.version
         life.row = replace(
-            before, state=State.RUNNING, owner=replica, waiting=False, due_at=None, version=version, term=before.term + 1
+            before,
+            state=State.RUNNING,
+            owner=replica,
+            waiting=False,
+            due_at=None,
+            version=version,
+            term=before.term + 1,
         )
         self._tables.wakeups.pop(uid, None)
         return before

@@ -130,12 +130,26 @@ _OURS: Final[dict[Any, Any]] = {
 }
 
 
+OLDEST: Final = {"MariaDB": (10, 6, 0), "MySQL": (8, 0, 20)}
+_VERSION: Final = re.compile(r"(?:5\.5\.5-)?(\d+)\.(\d+)\.(\d+)")
+
+
+def too_old(info: str) -> str | None:
+    """What is said of a server that calls itself so and lacks what the statements need."""
+    kind = "MariaDB" if "mariadb" in info.lower() else "MySQL"
+    found = _VERSION.match(info)
+    if found is None or tuple(map(int, found.groups())) >= OLDEST[kind]:
+        return None
+    return f"{kind} {'.'.join(found.groups())} lacks what is needed; take {'.'.join(map(str, OLDEST[kind]))} or newer"
+
+
 class Connection:
     """A connection of asyncmy, on the loop on which it was made."""
 
     def __init__(self, made: Any) -> None:
         self._made = made
-        self.mariadb = "mariadb" in str(made.get_server_info()).lower()
+        self.info = str(made.get_server_info())
+        self.mariadb = "mariadb" in self.info.lower()
         self.packet = 1 << 20
         """Bytes that the server takes at once."""
         self.idle = IDLE_SECONDS
@@ -147,6 +161,10 @@ class Connection:
     def mark(self) -> bytes:
         """See `Texts.mark`."""
         return b"" if self.mariadb else b"row"
+
+    def takes(self, text: bytes) -> bool:
+        """Whether the text is not too long for one message."""
+        return len(text) < self.packet  # a byte of the protocol's goes before it
 
     @property
     def id(self) -> int:
@@ -276,6 +294,8 @@ async def connect(address: Address, timeout: float, *, ours: bool = True, idle: 
                     **({"conv": _OURS} if ours else {}),
                 )
             )
+            if why := too_old(made.info):
+                raise StoreUnavailable(f"the database {address.shown} cannot be used: {why}")
             made.idle = idle or idle_after(timeout, mariadb=made.mariadb)
             wanted = settings(timeout, mariadb=made.mariadb, statement=timeout, idle=made.idle)
             names = b"set names binary" if ours else b"set names utf8mb4"
@@ -497,10 +517,10 @@ class Session:
             await self._sent(b"set " + names)
 
     async def _sent(self, text: bytes) -> list[tuple[list[Row], int]]:
-        if len(text) > self._connection.packet:
-            raise StoreRefused(f"the database takes no statement of {len(text)} bytes; raise its max_allowed_packet")
         if self._before:
             text, self._before = self._before + text, b""
+        if not self._connection.takes(text):
+            raise StoreRefused(f"the database takes no statement of {len(text)} bytes; raise its max_allowed_packet")
         async with asyncio.timeout(self._timeout):
             return await self._connection.ask(text)
 

@@ -186,7 +186,7 @@ async def write(pool: Pool, batch: Batch, plain: Plain) -> bool:
     except ValueError as error:
         raise meant(error, pool.address) from error
     async with pool.connection() as connection:
-        if len(text) > connection.packet:
+        if not connection.takes(text):
             return False
         try:
             await pool.ask(connection, text)

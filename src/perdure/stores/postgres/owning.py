@@ -10,6 +10,7 @@ from perdure.errors import LeaseLost
 from perdure.stores.postgres.rows import INSTANCE, to_instance
 from perdure.stores.postgres.sending import freed, mended
 from perdure.stores.postgres.writing import fenced
+from perdure.stores.processes import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,8 +89,8 @@ JOIN: Final = (
     " on conflict (replica) do update set flows = excluded.flows returning epoch, alive"
 )
 FIRST_LEASE: Final = (
-    f"insert into perdure.lease(replica, until) values ($1, {_NOW.format('$3')} + $2)"
-    " on conflict (replica) do update set until = excluded.until"
+    f"insert into perdure.lease(replica, until, process) values ($1, {_NOW.format('$3')} + $2, $4)"
+    " on conflict (replica) do update set until = excluded.until, process = excluded.process"
 )
 RENEW: Final = (
     f"with t as (select {_NOW.format('$3')} as now) update perdure.lease"
@@ -103,7 +104,8 @@ HOLD: Final = f"select pg_try_advisory_lock({_LOCK.format('$1::text')}), pg_post
 LET_GO: Final = f"select pg_advisory_unlock({_LOCK.format('$1::text')})"
 _OTHERS: Final = (
     "select f.replica, f.alive, coalesce((select l.until from perdure.lease l where l.replica = f.replica), 0)"
-    f" < {_NOW.format('$2')}, {{}} from perdure.fence f where f.replica <> $1 order by f.replica"
+    f" < {_NOW.format('$2')}, {{}}, (select l.process from perdure.lease l where l.replica = f.replica)"
+    " from perdure.fence f where f.replica <> $1 order by f.replica"
 )
 # Whether the session is gone that held the replica's lock, in this life of the server.
 OTHERS_AND_LOCKS: Final = _OTHERS.format(
@@ -136,7 +138,7 @@ async def join(
     row = await s.row(JOIN, replica, msgspec.json.encode(flows).decode())
     if row is None or not row[1]:
         raise LeaseLost(f"replica {replica} was taken over; join under a new id")
-    await s.run(FIRST_LEASE, replica, lease, now)
+    await s.run(FIRST_LEASE, replica, lease, now, this_process())
     epoch: int = row[0]
     return epoch
 

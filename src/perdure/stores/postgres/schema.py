@@ -100,8 +100,10 @@ create table perdure.fence(
 );
 
 -- server: which life of the server it is in which the replica holds its session lock; null: it holds none.
+-- process: which process it is, for who runs on the same machine.
 create table perdure.lease(
-    replica text collate "C" not null, until double precision not null, server text, primary key (replica)
+    replica text collate "C" not null, until double precision not null, server text, process text not null,
+    primary key (replica)
 );
 
 -- What code could not go on with a blocked instance: which, in which process, and how long the journal was.

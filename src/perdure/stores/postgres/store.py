@@ -20,6 +20,7 @@ from perdure.stores.postgres.bell import EVERYBODY, Bell
 from perdure.stores.postgres.beside import PART, Beside
 from perdure.stores.postgres.connection import STANDBY, After, Session, Texts, connect, parse, settled, timeline_of
 from perdure.stores.postgres.pool import Pool, closed
+from perdure.stores.processes import has_ended
 from perdure.system import System
 
 if TYPE_CHECKING:
@@ -182,9 +183,9 @@ class PostgresStore:
         may_judge = member is not None and member.lease.may_judge(now)
         self._suspected = {row[0]: self._suspected.get(row[0], now) for row in others if row[3]}
         taken: list[str] = []
-        for replica, alive, over, _ in others:
+        for replica, alive, over, _, process in others:
             by_lease = alive and over and may_judge
-            died = replica in self._suspected and now - self._suspected[replica] >= SUSPECT_SECONDS
+            died = now - self._suspected.get(replica, now) >= SUSPECT_SECONDS or has_ended(process or "")
             if (by_lease or died or not alive) and await self._take_over(
                 replica, limit, by_lease=by_lease and not died
             ):
