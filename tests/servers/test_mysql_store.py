@@ -281,6 +281,33 @@ async def test_a_commit_whose_answer_is_lost_is_settled_by_the_epoch(
         await cut.close()
 
 
+async def test_a_transaction_whose_commit_is_not_answered_may_have_been_made(
+    store: MysqlStore, proxy: Proxy, mysql_url: str
+) -> None:
+    await mysql_done(mysql_url, "create table note(n integer primary key)")
+    cut = MysqlStore(f"{proxy.url}?notify=off")
+    await cut.open()
+    try:
+        epoch = await cut.join("a", LEASE)
+        await cut.commit(Batch("a", epoch, [create(1)], 1.0))
+        tries: list[str] = []
+
+        async def work(tx: Tx) -> Entry:
+            tries.append("try")
+            await tx.execute("insert into note values (1)")
+            proxy.cut_answers_after = b"commit"
+            return entry(1, 1)
+
+        with pytest.raises(CommitUnknown):
+            await cut.transact("a", epoch, work, limit=20)
+        await cut.raise_epoch("a", epoch)
+        assert [e.seq for e in (await cut.entries(uid(1), 0, 0))[0]] == [1]
+        assert await mysql_done(mysql_url, "select n from note") == [(1,)]
+        assert tries == ["try"]
+    finally:
+        await cut.close()
+
+
 async def test_a_connection_lost_before_the_commit_is_made_good_unseen(store: MysqlStore, proxy: Proxy) -> None:
     cut = MysqlStore(f"{proxy.url}?notify=off")
     await cut.open()

@@ -21,22 +21,26 @@ ROW: Final = f"select {quoted(INSTANCE)} from perdure_instance where uid = %s fo
 DELETED: Final = "select 1 from perdure_place where edit = %s"
 OPEN: Final = "select count(*) from perdure_inbox force index (primary) where mid in %s and uid = %s and open > 0"
 
-DROP_ENTRIES: Final = "delete from perdure_entry where seq in %s and uid = %s and run = %s"
-FORGET: Final = "delete from perdure_pending where `key` in %s and uid = %s and run = %s"
+DROP_ENTRIES: Final = (
+    "delete e from perdure_entry e force index (primary) where e.seq in %s and e.uid = %s and e.run = %s"
+)
+FORGET: Final = (
+    "delete p from perdure_pending p force index (primary) where p.`key` in %s and p.uid = %s and p.run = %s"
+)
 KEY_TAKEN: Final = "select 1 from perdure_inbox force index (once) where uid = %s and once = %s and mid <> %s"
 _MESSAGE: Final = f"uid,open,{MESSAGE}"
 PUT_MESSAGE: Final = (
     f"insert into perdure_inbox({quoted(_MESSAGE)}) select {quoted(_MESSAGE, 'v')} from %s v on duplicate key update open = 1,"
     " perdure_inbox.`key` = coalesce(v.`key`, perdure_inbox.`key`), name = v.name, type = v.type, body = v.body"
 )
-UNSEND: Final = "delete from perdure_inbox where mid in %s and uid = %s"
+UNSEND: Final = "delete m from perdure_inbox m force index (primary) where m.mid in %s and m.uid = %s"
 _CHANGED: Final = [column for column in INSTANCE.split(",") if column not in ("uid", "term")]
 REPLACE: Final = (
     "update perdure_instance set " + ", ".join(f"`{column}` = %s" for column in _CHANGED) + " where uid = %s"
 )
-UNWATCHED: Final = "delete from perdure_watch where target in %s"
+UNWATCHED: Final = "delete w from perdure_watch w force index (target) where w.target in %s"
 DELETE: Final = tuple(
-    f"delete from perdure_{table} where uid in %s"
+    f"delete t from perdure_{table} t force index (primary) where t.uid in %s"
     for table in ("entry", "pending", "inbox", "exposed", "wakeup", "tried", "instance")
 )
 BURY: Final = (

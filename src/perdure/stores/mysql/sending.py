@@ -68,8 +68,12 @@ CALLED_NOW: Final = (
 )
 OPEN: Final = "select uid, open, kind from perdure_inbox force index (open) where open in (1, 2) and uid in %s"
 STATES_OF: Final = "select uid, lane, state, owner from perdure_instance where uid in %s"
-ASLEEP: Final = "delete from perdure_wakeup where uid in %s"
-EVICTED: Final = "delete from perdure_inbox where open in (1, 2) and uid in %s and kind = 'evict'"
+# What is locked is found by an index, always: left to itself the server reads all of a small table, and waits for rows of
+# others. In a delete it takes such advice only if the table is named twice.
+ASLEEP: Final = "delete w from perdure_wakeup w force index (primary) where w.uid in %s"
+EVICTED: Final = (
+    "delete m from perdure_inbox m force index (open) where m.open in (1, 2) and m.uid in %s and m.kind = 'evict'"
+)
 
 CALLS: Final = (
     "select i.uid, i.state, i.owner, w.owner from perdure_instance i left join perdure_wakeup w on w.uid = i.uid"

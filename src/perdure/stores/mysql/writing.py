@@ -57,14 +57,10 @@ PLACE: Final = insert("place", _PLACE)
 PLACE_REST: Final = keep("place", _PLACE)
 BEAR: Final = insert("instance", BORN)
 BEAR_REST: Final = keep("instance", BORN)
-PLACES: Final = (
-    "select p.flow, p.id, p.uid, p.early, p.state, p.digest, p.gone from %s v"
-    " straight_join perdure_place p on p.flow = v.flow and p.id = v.id for update"
-)
+_AT: Final = "straight_join perdure_place p force index (primary) on p.flow = v.flow and p.id = v.id"
+PLACES: Final = f"select p.flow, p.id, p.uid, p.early, p.state, p.digest, p.gone from %s v {_AT} for update"
 LIVES: Final = "select uid, state, coalesce(first, arguments), digest from perdure_instance where uid in %s"
-SETTLE: Final = (
-    "update %s v straight_join perdure_place p on p.flow = v.flow and p.id = v.id set p.uid = v.uid, p.early = 0"
-)
+SETTLE: Final = f"update %s v {_AT} set p.uid = v.uid, p.early = 0"
 ADOPT: Final = (
     f"insert into perdure_inbox(uid, open, {quoted(MESSAGE)}) select %s, 1, {quoted(MESSAGE, 'e')} from perdure_early e"
     " force index (once) where e.flow = %s and e.id = %s order by e.nr on duplicate key update perdure_inbox.mid = perdure_inbox.mid"
@@ -77,14 +73,13 @@ REPLACED: Final = replace("entry", ENTRY, 3)
 """Of an entry whose place is taken."""
 AGAIN: Final = replace("entry", ENTRY, 3, "perdure_entry.`kind` = 'again'")
 PUT: Final = replace("pending", PENDING, 3)
-DROP: Final = (
-    "delete p from %s v straight_join perdure_pending p on p.uid = v.uid and p.run = v.run and p.`key` = v.`key`"
-)
+_PENDINGS: Final = "straight_join perdure_pending p force index (primary) on p.uid = v.uid and p.run = v.run"
+DROP: Final = f"delete p from %s v {_PENDINGS} and p.`key` = v.`key`"
 TAKE: Final = (
-    "update %s v straight_join perdure_inbox m on m.uid = v.uid and m.mid = v.mid"
+    "update %s v straight_join perdure_inbox m force index (primary) on m.uid = v.uid and m.mid = v.mid"
     " set m.open = 0, m.name = null, m.type = '', m.body = null where m.open > 0"
 )
-ANSWERED: Final = "delete from perdure_watch where mid in %s"
+ANSWERED: Final = "delete w from perdure_watch w force index (primary) where w.mid in %s"
 EXPOSE: Final = replace("exposed", "uid,key,value", 2)
 
 _EACH: Final = "update %s v straight_join perdure_instance i force index (primary) on i.uid = v.uid"
@@ -126,14 +121,12 @@ OTHER_TRIES: Final = (
 )
 _TRIED: Final = "uid,version,process,length"
 TRIED: Final = keep("tried", _TRIED)
-UNTRIED: Final = "delete from perdure_tried where uid in %s"
+UNTRIED: Final = "delete t from perdure_tried t force index (primary) where t.uid in %s"
 
 OLD_ENTRIES: Final = (
     "delete e from %s v straight_join perdure_entry e force index (primary) on e.uid = v.uid and e.run = v.run"
 )
-OLD_PENDING: Final = (
-    "delete p from %s v straight_join perdure_pending p force index (primary) on p.uid = v.uid and p.run = v.run"
-)
+OLD_PENDING: Final = f"delete p from %s v {_PENDINGS}"
 OLD_ANSWERS: Final = (
     "delete m from %s v straight_join perdure_inbox m force index (primary) on m.uid = v.uid"
     " where m.kind = 'answer' and m.run <> v.run"
@@ -145,17 +138,14 @@ OLD_MESSAGES: Final = (
 OLD_WATCHES: Final = (
     "delete w from %s v straight_join perdure_watch w force index (asker) on w.asker = v.uid where w.run <> v.run"
 )
-UNASKED: Final = "delete from perdure_watch where asker in %s"
+UNASKED: Final = "delete w from perdure_watch w force index (asker) where w.asker in %s"
 
-TARGETS: Final = (
-    "select p.uid from %s v straight_join perdure_place p on p.flow = v.flow and p.id = v.id where p.uid is not null"
-)
+TARGETS: Final = f"select p.uid from %s v {_AT} where p.uid is not null"
 # A watch and the end of what it watches lock the same row: one of them sees the other. All rows in one order.
 LOCK: Final = "select 1 from perdure_instance force index (primary) where uid in %s order by uid for update"
-MARK: Final = "update perdure_instance set watched = 1 where uid in %s and watched = 0"
+MARK: Final = "update perdure_instance force index (primary) set watched = 1 where uid in %s and watched = 0"
 WATCHED: Final = (
-    "select v.n, i.uid, i.state, i.digest, i.outcome from %s v"
-    " straight_join perdure_place p on p.flow = v.flow and p.id = v.id straight_join perdure_instance i on i.uid = p.uid"
+    f"select v.n, i.uid, i.state, i.digest, i.outcome from %s v {_AT} straight_join perdure_instance i on i.uid = p.uid"
 )
 WATCH: Final = replace("watch", "mid,asker,run,key,target", 4)
 
