@@ -295,7 +295,7 @@ async def what_waited_goes_on(engine: Engine, world: World) -> None:
 
 
 PLACE = {"flow", "id", "uid", "early", "gone", "gone_at", "state", "digest", "edit"}
-LEASE = {"replica", "until", "server"}
+LEASE = {"replica", "until", "server", "process"}
 CHECKED = {"one", "at"}
 STAYS = {
     "sqlite": {"fence": {"alive"}, "checked": CHECKED},

@@ -11,6 +11,7 @@ from perdure.stores.mysql.reading import instances
 from perdure.stores.mysql.rows import INSTANCE, quoted, to_instance
 from perdure.stores.mysql.sending import ASLEEP, freed, mended
 from perdure.stores.mysql.writing import fenced
+from perdure.stores.processes import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,8 +83,9 @@ JOIN: Final = (
 )
 JOINED: Final = "select epoch, alive from perdure_fence where replica = %s for update"
 FIRST_LEASE: Final = (
-    f"insert into perdure_lease(replica, until) select v.replica, v.until from (select %s as replica, coalesce(%s, {_NOW}) + %s"
-    " as until) v on duplicate key update until = v.until"
+    "insert into perdure_lease(replica, until, process) select v.replica, v.until, v.process"
+    f" from (select %s as replica, coalesce(%s, {_NOW}) + %s as until, %s as process) v"
+    " on duplicate key update until = v.until, process = v.process"
 )
 RENEW: Final = (
     f"set @perdure_now = coalesce(%s, {_NOW});"
@@ -93,7 +95,8 @@ RENEW: Final = (
 ALIVE: Final = "select epoch from perdure_fence where replica = %s and alive = 1 for update"
 RAISE_EPOCH: Final = "update perdure_fence set epoch = %s where replica = %s"
 OTHERS: Final = (
-    f"select f.replica, f.alive, coalesce(l.until, 0e0) < coalesce(%s, {_NOW}), l.server from perdure_fence f"
+    f"select f.replica, f.alive, coalesce(l.until, 0e0) < coalesce(%s, {_NOW}), l.server, l.process"
+    " from perdure_fence f"
     " left join perdure_lease l on l.replica = f.replica where f.replica <> %s order by f.replica"
 )
 OVER: Final = f"select until < coalesce(%s, {_NOW}) from perdure_lease where replica = %s for update"
@@ -125,7 +128,7 @@ async def join(
     row = await s.row(JOINED, replica)
     if row is None or not row[1]:
         raise LeaseLost(f"replica {replica} was taken over; join under a new id")
-    await s.run(FIRST_LEASE, replica, now, lease)
+    await s.run(FIRST_LEASE, replica, now, lease, this_process())
     epoch: int = row[0]
     return epoch
 

@@ -81,8 +81,10 @@ _FIRST: Final = (
     replica varbinary(255) not null, epoch bigint not null, alive tinyint not null, flows longblob not null,
     primary key (replica)) {_ENGINE}""",
     # server: which life of the server it is in which the replica holds its session lock; null: it holds none.
+    # process: which process it is, for who runs on the same machine.
     f"""create table if not exists perdure_lease(
-    replica varbinary(255) not null, until double not null, server varbinary(512), primary key (replica)) {_ENGINE}""",
+    replica varbinary(255) not null, until double not null, server varbinary(512), process varbinary(512) not null,
+    primary key (replica)) {_ENGINE}""",
     # What code could not go on with a blocked instance: which, in which process, and how long the journal was.
     f"""create table if not exists perdure_tried(
     uid binary(16) not null, version varbinary(512) not null, process varbinary(512) not null, length bigint not null,

@@ -21,6 +21,7 @@ from perdure.stores.mysql.beside import LIFE, PART, Beside
 from perdure.stores.mysql.connection import After, Session, connect, parse
 from perdure.stores.mysql.literals import Texts, literal
 from perdure.stores.mysql.pool import Pool, closed
+from perdure.stores.processes import has_ended
 from perdure.system import System
 
 if TYPE_CHECKING:
@@ -183,9 +184,9 @@ class MysqlStore:
         may_judge = member is not None and member.lease.may_judge(now)
         self._suspected = {replica: self._suspected.get(replica, now) for replica in free}
         taken: list[str] = []
-        for replica, alive, over, _ in others:
+        for replica, alive, over, _, process in others:
             by_lease = alive and over and may_judge
-            died = replica in self._suspected and now - self._suspected[replica] >= SUSPECT_SECONDS
+            died = now - self._suspected.get(replica, now) >= SUSPECT_SECONDS or has_ended(process or "")
             if (by_lease or died or not alive) and await self._take_over(
                 replica, limit, by_lease=by_lease and not died
             ):
