@@ -64,6 +64,7 @@ class Claims:
         """Who was called and is not here: created by now, it may be, and the answer not here yet."""
         self.lanes = scheduler.settings.lanes(scheduler.flows)
         """What is served here: for each lane the identity of the code that runs its flow."""
+        self._blocked_at = float("inf")
         self._blocked_after = b""
         """How far the blocked instances have been looked at."""
         self._pages: set[asyncio.Task[None]] = set()
@@ -84,8 +85,10 @@ class Claims:
         self._changed.set()
 
     def lease_holds(self) -> None:
-        """The lease was renewed: what was not claimed for fear that it is over is claimed now."""
-        if self._withheld:
+        """The lease was renewed: what was not claimed for fear that it is over is claimed now. Blocked instances have no
+        alarm of their own, which would always ring.
+        """
+        if self._withheld or self._now() >= self._blocked_at:
             self._changed.set()
 
     def born(self, uid: bytes) -> None:
@@ -121,7 +124,7 @@ class Claims:
 
     async def _look_for_work(self) -> None:
         thorough_at = self._now() + THOROUGH_SECONDS
-        blocked_at = self._now()
+        self._blocked_at = self._now()
         while not self._scheduler.draining:
             self._changed.clear()
             wait = self._store.poll * self._store.system.clock.calm
@@ -135,9 +138,10 @@ class Claims:
                 claimed, next_due = await self._claim(thorough=thorough)
                 if claimed:
                     continue
-                if self._now() >= blocked_at:
-                    blocked_at = self._now() + (BLOCKED_SECONDS if await self._claim_blocked() else POLL_SECONDS)
-                self.look_at(blocked_at if next_due is None else min(next_due, blocked_at))
+                if self._now() >= self._blocked_at:
+                    self._blocked_at = self._now() + (BLOCKED_SECONDS if await self._claim_blocked() else POLL_SECONDS)
+                if next_due is not None:
+                    self.look_at(next_due)
                 self._scheduler.leaving.sweep()
             except Exception as error:
                 trace = None if isinstance(error, PerdureError) else error
